@@ -1,0 +1,1 @@
+//! The tar around the records: members, chunks of pages, digests.

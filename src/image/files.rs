@@ -1,0 +1,1 @@
+//! Records of open files and descriptor tables.

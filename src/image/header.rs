@@ -1,0 +1,1 @@
+//! `ocimig.json`, readable by every version past and future.

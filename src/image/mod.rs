@@ -1,0 +1,11 @@
+//! The format: plain data and the tar around it. Knows nobody. A diff in this folder is a format
+//! change.
+
+pub mod archive;
+pub mod cgroup;
+pub mod files;
+pub mod header;
+pub mod memory;
+pub mod namespaces;
+pub mod process;
+pub mod sockets;

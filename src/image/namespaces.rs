@@ -1,0 +1,1 @@
+//! Records of namespaces: mnt, net, uts, ipc, time, cgroup.

@@ -1,0 +1,5 @@
+//! argv → front; error → exit code.
+
+fn main() -> std::process::ExitCode {
+    ocimig::cli::main()
+}

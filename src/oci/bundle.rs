@@ -1,0 +1,1 @@
+//! Bundles: `config.json` as it ran and the directory around it.

@@ -1,0 +1,5 @@
+//! OCI bundles, the state directories of runtimes, root file systems as layers.
+
+pub mod bundle;
+pub mod rootfs;
+pub mod runtime;

@@ -1,0 +1,1 @@
+//! Root file systems as OCI layers: what the upper layer changed, or everything.

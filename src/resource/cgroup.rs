@@ -1,0 +1,1 @@
+//! Control groups: freezing, recording, making anew.

@@ -1,0 +1,1 @@
+//! Memory: areas, pages, and what processes share of them.

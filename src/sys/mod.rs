@@ -1,0 +1,10 @@
+//! Thin safe wrappers over kernel interfaces that nix lacks. All `unsafe` of the crate lives here.
+
+#![expect(
+    unsafe_code,
+    reason = "the one place where it may; every use carries its SAFETY line"
+)]
+
+pub mod kcmp;
+pub mod ns;
+pub mod pidfd;

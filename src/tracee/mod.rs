@@ -1,0 +1,1 @@
+//! Seizing, stopping, registers, batches, bare processes to build in.
