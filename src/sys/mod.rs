@@ -6,5 +6,7 @@
 )]
 
 pub mod kcmp;
+pub mod netlink;
 pub mod ns;
 pub mod pidfd;
+pub mod uts;

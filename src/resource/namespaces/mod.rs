@@ -3,4 +3,5 @@
 pub mod ipc;
 pub mod mnt;
 pub mod net;
+pub mod time;
 pub mod uts;

@@ -1,1 +1,0 @@
-//! Records of namespaces: mnt, net, uts, ipc, time, cgroup.

@@ -1,0 +1,1 @@
+//! Records of the ipc namespace: System V objects and POSIX message queues.

@@ -1,0 +1,1 @@
+//! Records of the mnt namespace: the mount tree.

@@ -1,0 +1,1 @@
+//! Records of the net namespace: links, addresses, routes, rules, settings.
