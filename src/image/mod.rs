@@ -2,6 +2,7 @@
 //! change.
 
 pub mod archive;
+pub mod bytes;
 pub mod cgroup;
 pub mod files;
 pub mod header;

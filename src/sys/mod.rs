@@ -9,4 +9,6 @@ pub mod kcmp;
 pub mod netlink;
 pub mod ns;
 pub mod pidfd;
+pub mod sock_diag;
+pub mod socket;
 pub mod uts;
