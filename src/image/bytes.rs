@@ -83,7 +83,12 @@ mod tests {
 
     #[test]
     fn names_of_any_bytes_come_back_and_text_stays_readable() {
-        for name in [&b"/run/x.sock"[..], b"\0abs\xff\\tract", b"", "ä\n".as_bytes()] {
+        for name in [
+            &b"/run/x.sock"[..],
+            b"\0abs\xff\\tract",
+            b"",
+            "ä\n".as_bytes(),
+        ] {
             let name = NameBytes(name.to_vec());
             let json = serde_json::to_string(&name).unwrap();
             assert_eq!(serde_json::from_str::<NameBytes>(&json).unwrap(), name);

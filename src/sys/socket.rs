@@ -480,9 +480,12 @@ mod tests {
         for _ in 0..2 {
             let message = receive(&two, libc::MSG_PEEK, 100).unwrap().unwrap();
             assert_eq!(message.data, b"hello");
-            assert!(message.control.iter().any(
-                |c| matches!(c, Control::Rights(fds) if inode(&fds[0]) == inode(&one))
-            ));
+            assert!(
+                message
+                    .control
+                    .iter()
+                    .any(|c| matches!(c, Control::Rights(fds) if inode(&fds[0]) == inode(&one)))
+            );
             assert!(
                 message
                     .control
