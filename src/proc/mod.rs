@@ -1,1 +1,15 @@
-//! `/proc` text → values: pure parsers with captured samples, and one place of I/O.
+//! `/proc` text → values: pure parsers with captured samples, and one place of I/O ([`read`]).
+//!
+//! A parser takes the bytes (or the text) of one file and never panics. Lines and fields that a
+//! newer kernel adds are passed over; what an older kernel lacks is `None` or empty. What cannot be
+//! understood where it matters is an error with the code `E-PROC-FORMAT`, never a guess.
+
+pub mod maps;
+pub mod read;
+pub mod smaps;
+pub mod stat;
+pub mod status;
+mod text;
+
+pub use read::Process;
+pub use text::unescape_octal;

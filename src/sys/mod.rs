@@ -8,6 +8,7 @@
 pub mod kcmp;
 pub mod netlink;
 pub mod ns;
+pub mod pagemap;
 pub mod pidfd;
 pub mod sock_diag;
 pub mod socket;
