@@ -8,5 +8,8 @@ pub mod files;
 pub mod header;
 pub mod memory;
 pub mod namespaces;
+pub mod path;
 pub mod process;
 pub mod sockets;
+
+pub use path::PathBytes;
