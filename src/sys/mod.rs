@@ -5,9 +5,11 @@
     reason = "the one place where it may; every use carries its SAFETY line"
 )]
 
+pub mod guard;
 pub mod kcmp;
 pub mod netlink;
 pub mod ns;
+pub mod nsfs;
 pub mod pagemap;
 pub mod pidfd;
 pub mod sock_diag;
