@@ -1,0 +1,125 @@
+//! One test program, a module per kind of state, judged by itself and from outside.
+//!
+//! `cargo test --test kinds sleep` runs the tests of all kinds with that in their name.
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each test target uses a part of the harness"
+)]
+mod harness;
+
+use harness::{Config, Container, Ground, Rootfs, run, subject};
+use std::process::Command;
+
+/// Starts the test program with `kind`, and waits until it is ready and finds itself intact.
+fn start(ground: &Ground, kind: &str, rootfs: Rootfs) -> Container {
+    let mut config = Config::new(["/bin/subject", kind]);
+    config.lo = true;
+    adapt(&mut config, kind);
+    let mut container = Container::start(ground, rootfs, &config);
+    container.stdout().wait_for_line("ready");
+    container.assert_intact();
+    container
+}
+
+/// What some kinds need beside the usual.
+fn adapt(config: &mut Config, kind: &str) {
+    let capabilities: &[&str] = match kind {
+        _ => &[],
+    };
+    config.capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+}
+
+/// Without any checkpoint: the test program is right and the outside judge sees nothing change.
+fn stays_as_it_is(kind: &str) {
+    let ground = Ground::new();
+    let mut container = start(&ground, kind, Rootfs::Small);
+    let before = container.snapshot();
+    container.assert_intact();
+    before.assert_same(&container.snapshot());
+}
+
+fn comes_back(kind: &str) {
+    let ground = Ground::new();
+    let mut container = start(&ground, kind, Rootfs::Small);
+    let before = container.snapshot();
+    let image = container.checkpoint(&[]);
+    container.wait_until_gone();
+    let mut restored = image.restore(&ground);
+    before.assert_same(&restored.snapshot());
+    restored.assert_intact();
+}
+
+fn goes_on_and_comes_back(kind: &str) {
+    let ground = Ground::new();
+    let mut container = start(&ground, kind, Rootfs::Plain);
+    let before = container.snapshot();
+    let image = container.checkpoint(&["--leave-running"]);
+    before.assert_same(&container.snapshot());
+    container.assert_intact();
+    let mut restored = image.restore(&ground);
+    before.assert_same(&restored.snapshot());
+    restored.assert_intact();
+    container.assert_intact();
+}
+
+fn comes_back_twice(kind: &str) {
+    let ground = Ground::new();
+    let mut container = start(&ground, kind, Rootfs::Small);
+    let before = container.snapshot();
+    let image = container.checkpoint(&[]);
+    container.wait_until_gone();
+    let mut once = image.restore(&ground);
+    once.assert_intact();
+    let image = once.checkpoint(&[]);
+    once.wait_until_gone();
+    let mut twice = image.restore(&ground);
+    before.assert_same(&twice.snapshot());
+    twice.assert_intact();
+}
+
+macro_rules! kinds {
+    ($($kind:ident)*) => {
+        const KINDS: &[&str] = &[$(stringify!($kind)),*];
+        $(mod $kind {
+            const KIND: &str = stringify!($kind);
+
+            #[test]
+            fn stays_as_it_is() {
+                super::stays_as_it_is(KIND);
+            }
+
+            #[test]
+            fn comes_back() {
+                super::comes_back(KIND);
+            }
+
+            #[test]
+            fn goes_on_and_comes_back() {
+                super::goes_on_and_comes_back(KIND);
+            }
+
+            #[test]
+            fn comes_back_twice() {
+                super::comes_back_twice(KIND);
+            }
+        })*
+    };
+}
+
+kinds! {
+    idle
+    sleep_relative
+    memory_private
+}
+
+#[test]
+fn every_kind_of_the_test_program_is_tested() {
+    let listed = run(Command::new(subject()).arg("list"));
+    let listed: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(listed, KINDS);
+}
