@@ -75,7 +75,7 @@ fn refuse_pid_for_children(
         let process = host_pid.to_string();
         // Of a zombie no link can be read; of a namespace without a first process, only this one.
         let future = inode(&process, "pid_for_children")?;
-        if future != Some(expected) && inode(&process, "pid")?.is_some() {
+        if future != Some(expected) && inode(&process, "uts")?.is_some() {
             refuse_nested(Kind::Pid, host_pid, refusals);
         }
     }
