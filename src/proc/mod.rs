@@ -4,12 +4,19 @@
 //! newer kernel adds are passed over; what an older kernel lacks is `None` or empty. What cannot be
 //! understood where it matters is an error with the code `E-PROC-FORMAT`, never a guess.
 
+pub mod cgroup;
+pub mod fdinfo;
+pub mod limits;
+pub mod locks;
 pub mod maps;
+pub mod mountinfo;
 pub mod read;
+pub mod small;
 pub mod smaps;
 pub mod stat;
 pub mod status;
 mod text;
+pub mod timers;
 
 pub use read::Process;
 pub use text::unescape_octal;

@@ -1,6 +1,6 @@
 //! The one place that reads `/proc/PID`.
 
-use super::{maps, smaps, stat, status};
+use super::{cgroup, fdinfo, limits, maps, mountinfo, small, smaps, stat, status, timers};
 use crate::error::{Cause, Context, Error, Result};
 use nix::errno::Errno;
 use std::ffi::OsStr;
@@ -139,6 +139,88 @@ impl Process {
         self.parsed("stat", stat::parse)
     }
 
+    /// `fdinfo/FD`.
+    pub fn fdinfo(&self, fd: i32) -> Result<fdinfo::Fdinfo> {
+        self.parsed(format!("fdinfo/{fd}"), fdinfo::parse)
+    }
+
+    /// `limits`.
+    pub fn limits(&self) -> Result<Vec<limits::Limit>> {
+        self.parsed("limits", limits::parse)
+    }
+
+    /// `mountinfo`.
+    pub fn mountinfo(&self) -> Result<Vec<mountinfo::Mount>> {
+        self.parsed("mountinfo", mountinfo::parse)
+    }
+
+    /// `timers`.
+    pub fn timers(&self) -> Result<Vec<timers::Timer>> {
+        self.parsed("timers", timers::parse)
+    }
+
+    /// `cgroup`.
+    pub fn cgroup(&self) -> Result<Vec<cgroup::Membership>> {
+        self.parsed("cgroup", cgroup::parse)
+    }
+
+    /// `cmdline`, argument by argument.
+    pub fn cmdline(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(small::nul_separated(&self.bytes("cmdline")?))
+    }
+
+    /// `environ`, variable by variable.
+    pub fn environ(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(small::nul_separated(&self.bytes("environ")?))
+    }
+
+    /// `auxv` as pairs of key and value.
+    pub fn auxv(&self) -> Result<Vec<(u64, u64)>> {
+        Ok(small::parse_auxv(&self.bytes("auxv")?))
+    }
+
+    /// `syscall`.
+    pub fn syscall(&self) -> Result<small::Syscall> {
+        self.parsed("syscall", small::parse_syscall)
+    }
+
+    /// `uid_map`.
+    pub fn uid_map(&self) -> Result<Vec<small::IdRange>> {
+        self.parsed("uid_map", small::parse_id_map)
+    }
+
+    /// `gid_map`.
+    pub fn gid_map(&self) -> Result<Vec<small::IdRange>> {
+        self.parsed("gid_map", small::parse_id_map)
+    }
+
+    /// `comm`, without its line end.
+    pub fn comm(&self) -> Result<Vec<u8>> {
+        let mut comm = self.bytes("comm")?;
+        comm.pop();
+        Ok(comm)
+    }
+
+    /// `oom_score_adj`.
+    pub fn oom_score_adj(&self) -> Result<i32> {
+        self.parsed("oom_score_adj", small::parse_number)
+    }
+
+    /// Its living and dead (unreaped) children, as this host numbers them, ascending. Goes through
+    /// all of /proc: kernels without CONFIG_PROC_CHILDREN have no `children` files.
+    pub fn children(&self) -> Result<Vec<i32>> {
+        let mut children = Vec::new();
+        for pid in processes()? {
+            match Process::new(pid).stat() {
+                Ok(stat) if stat.ppid == self.host_pid => children.push(pid),
+                Ok(_) => {}
+                Err(error) if matches!(error.cause(), Cause::Gone { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(children)
+    }
+
     /// Reads `/proc/PID/NAME` and parses it.
     fn parsed<T>(
         &self,
@@ -205,8 +287,34 @@ mod tests {
         assert!(own.descriptors().unwrap().contains(&2));
         assert!(own.link("exe").unwrap().starts_with(b"/"));
         assert!(processes().unwrap().contains(&own.host_pid()));
+        assert!(!own.limits().unwrap().is_empty());
+        assert!(!own.mountinfo().unwrap().is_empty());
+        assert!(!own.cgroup().unwrap().is_empty());
+        assert!(!own.auxv().unwrap().is_empty());
+        assert!(!own.uid_map().unwrap().is_empty() && !own.gid_map().unwrap().is_empty());
+        assert!(own.timers().unwrap().is_empty());
+        assert!(own.fdinfo(2).unwrap().mnt_id > 0);
+        assert!(own.cmdline().unwrap()[0].starts_with(b"/"));
+        assert!(
+            own.environ()
+                .unwrap()
+                .iter()
+                .any(|variable| variable.starts_with(b"PATH="))
+        );
+        assert!(!own.comm().unwrap().ends_with(b"\n"));
+        own.oom_score_adj().unwrap();
         let thread = own.thread(own.host_pid());
+        thread.syscall().unwrap();
         assert_eq!(thread.status().unwrap().tgid, own.host_pid());
+    }
+
+    #[test]
+    fn children_are_found_dead_ones_too() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(own().children().unwrap().contains(&pid));
+        child.wait().unwrap();
+        assert!(!own().children().unwrap().contains(&pid));
     }
 
     #[test]

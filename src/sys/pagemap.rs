@@ -73,7 +73,15 @@ struct Argument {
     return_mask: u64,
 }
 
-nix::ioctl_readwrite!(pagemap_scan, b'f', 16, Argument);
+mod ioctl {
+    nix::ioctl_readwrite!(
+        /// PAGEMAP_SCAN.
+        pagemap_scan,
+        b'f',
+        16,
+        super::Argument
+    );
+}
 
 /// Finds the pages of `start..end` (page-aligned) that match, in ascending runs; `pagemap` is an
 /// open `/proc/PID/pagemap`. ENOTTY before Linux 6.7. Holes are passed over.
@@ -163,7 +171,7 @@ fn scan_once(
     };
     // SAFETY: the argument has the size that it states; `vec` points at `vec_len` writable
     // records of the kernel's layout, which outlive the call.
-    let found = unsafe { pagemap_scan(pagemap.as_raw_fd(), &mut argument) }?;
+    let found = unsafe { ioctl::pagemap_scan(pagemap.as_raw_fd(), &mut argument) }?;
     let found = usize::try_from(found).unwrap_or(0).min(buffer.len());
     Ok((found, argument.walk_end))
 }
