@@ -1,0 +1,1 @@
+//! The subtree of a container: recorded and rebuilt.
