@@ -1,1 +1,3 @@
-//! Sockets: Unix, TCP, UDP.
+//! Sockets: captured through duplicates while everything is stopped, rebuilt in a new namespace.
+
+pub mod options;
