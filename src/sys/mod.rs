@@ -14,4 +14,5 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod sock_diag;
 pub mod socket;
+pub mod undo;
 pub mod uts;
