@@ -12,6 +12,7 @@ pub mod ns;
 pub mod nsfs;
 pub mod pagemap;
 pub mod pidfd;
+pub mod scratch;
 pub mod sock_diag;
 pub mod socket;
 pub mod undo;
