@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Result};
 use nix::errno::Errno;
-use nix::unistd::{fchdir, chroot};
+use nix::unistd::{chroot, fchdir};
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -20,12 +20,8 @@ pub fn detached_tmpfs() -> Result<OwnedFd> {
     let kind: &CStr = c"tmpfs";
     // SAFETY: a live C string; fsconfig and fsmount take no pointers here.
     unsafe {
-        let context = owned(libc::syscall(
-            libc::SYS_fsopen,
-            kind.as_ptr(),
-            FLAG_CLOEXEC,
-        ))
-        .doing(|| "opening a tmpfs context")?;
+        let context = owned(libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FLAG_CLOEXEC))
+            .doing(|| "opening a tmpfs context")?;
         Errno::result(libc::syscall(
             libc::SYS_fsconfig,
             context.as_raw_fd(),

@@ -8,10 +8,14 @@
 //! their names and connections; [`Rebuilt::finish`] fills the queues when every open file is there,
 //! then shuts down what was shut down and sets the options.
 
+#[cfg(test)]
+mod ground;
 pub mod options;
 mod queue;
 mod unix;
 mod unix_build;
+#[cfg(test)]
+mod unix_tests;
 
 use crate::error::{Context, Error, Refusals, Result};
 use crate::image::sockets::{Common, Sockets};
@@ -69,8 +73,6 @@ struct Collector<'a> {
     /// Sockets that were found in flight and have to be captured as well.
     more: Vec<Taken>,
     unix: HashMap<u64, sock_diag::Unix>,
-    /// Without inode: not accepted yet, or closed.
-    unix_embryos: Vec<sock_diag::Unix>,
     unix_found: Vec<unix::Found>,
     unix_files: HashMap<(u64, u64), u64>,
 }
@@ -119,7 +121,6 @@ pub fn collect<'a>(
     refusals: &'a mut Refusals,
 ) -> Result<Sockets> {
     let unix = ns::inside(&[place.net], sock_diag::unix)?;
-    let (unix, unix_embryos): (Vec<_>, Vec<_>) = unix.into_iter().partition(|one| one.inode != 0);
     let mut collector = Collector {
         choices,
         root_prefix: place.root_prefix,
@@ -128,7 +129,6 @@ pub fn collect<'a>(
         ids: sockets.iter().map(|one| (one.inode, one.id)).collect(),
         more: sockets,
         unix: unix.into_iter().map(|one| (one.inode, one)).collect(),
-        unix_embryos,
         unix_found: Vec::new(),
         unix_files: HashMap::new(),
     };

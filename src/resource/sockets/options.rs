@@ -151,14 +151,12 @@ fn read(fd: BorrowedFd<'_>, level: i32, number: i32, form: Form) -> Result<Optio
     };
     Ok(match form {
         Int => OptionValue::Number(i64::from(socket::int_option(fd, level, number)?)),
-        Ints(count) => OptionValue::Numbers(words(
-            socket::option(fd, level, number, &[], count * 4)?,
-            4,
-        )),
-        Longs(count) => OptionValue::Numbers(words(
-            socket::option(fd, level, number, &[], count * 8)?,
-            8,
-        )),
+        Ints(count) => {
+            OptionValue::Numbers(words(socket::option(fd, level, number, &[], count * 4)?, 4))
+        }
+        Longs(count) => {
+            OptionValue::Numbers(words(socket::option(fd, level, number, &[], count * 8)?, 8))
+        }
         Text => {
             let text = socket::option(fd, level, number, &[], 16)?;
             let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
@@ -249,9 +247,7 @@ pub fn collect(
         Ok(program) => {
             let words = program
                 .chunks_exact(8)
-                .map(|i| {
-                    i64::from_ne_bytes([i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7]])
-                })
+                .map(|i| i64::from_ne_bytes([i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7]]))
                 .collect();
             options.insert("SO_ATTACH_FILTER".to_owned(), OptionValue::Numbers(words));
         }
@@ -290,8 +286,7 @@ fn apply(fd: BorrowedFd<'_>, options: &Options, when: Option<When>) -> Result<()
         {
             continue;
         }
-        write(fd, level, number, form, value)
-            .doing(|| format!("setting {name} to {value:?}"))?;
+        write(fd, level, number, form, value).doing(|| format!("setting {name} to {value:?}"))?;
     }
     Ok(())
 }
@@ -440,7 +435,10 @@ mod tests {
         }
         let linger: Vec<u8> = [1i32, 5].iter().flat_map(|n| n.to_ne_bytes()).collect();
         socket::set_option(&one, SOL, libc::SO_LINGER, &linger).unwrap();
-        let timeout: Vec<u8> = [3i64, 500_000].iter().flat_map(|n| n.to_ne_bytes()).collect();
+        let timeout: Vec<u8> = [3i64, 500_000]
+            .iter()
+            .flat_map(|n| n.to_ne_bytes())
+            .collect();
         socket::set_option(&one, SOL, libc::SO_RCVTIMEO, &timeout).unwrap();
         socket::set_option(&one, SOL, libc::SO_BINDTODEVICE, b"lo\0").unwrap();
         socket::attach_filter(&one, &[6, 0, 0, 0, 0xff, 0xff, 0, 0]).unwrap();

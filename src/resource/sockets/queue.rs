@@ -72,6 +72,9 @@ fn has_rights(message: &Message) -> bool {
 
 /// All datagrams (or packets) in the queue, first one first. At the end of a stopped sequenced-packet
 /// connection the kernel reports empty packets for ever: `ends` says that one of those is the end.
+///
+/// The kernel shows an empty datagram behind others to one such walk only (it remembers that it was
+/// peeked at); a second capture of the same queue finds it no more.
 pub fn datagrams(fd: BorrowedFd<'_>, ends: bool, guard: &mut Guard<'_>) -> Result<Vec<Message>> {
     let original = peek_offset(fd).unwrap_or(-1);
     let mut all = Vec::new();
@@ -220,7 +223,12 @@ mod tests {
                 })
                 .collect();
             guard.disarm();
-            let expected = [("before", false), ("with", true), ("again", true), ("after", false)];
+            let expected = [
+                ("before", false),
+                ("with", true),
+                ("again", true),
+                ("after", false),
+            ];
             assert_eq!(all, expected.map(|(text, r)| (text.to_owned(), r)));
             assert_eq!(peek_offset(two.as_fd()), Some(-1));
         }

@@ -9,7 +9,6 @@ use super::{Collector, Taken, common};
 use crate::error::{Context, Result};
 use crate::image::bytes::{Bytes, NameBytes};
 use crate::image::sockets::{Credentials, Unix, UnixFile, UnixKind, UnixMessage, UnixState};
-use crate::sys::sock_diag;
 use crate::sys::socket::{self, Control, Message, RawAddress};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -35,6 +34,8 @@ pub(super) struct Found {
     /// Inode of the other side, as UNIX_DIAG knows it.
     peer: Option<u64>,
     pending: Vec<u64>,
+    /// Something that it sent was not read yet.
+    sent: bool,
     peer_name: Option<NameBytes>,
 }
 
@@ -105,15 +106,13 @@ pub(super) fn collect(
         peer_credentials: peer_credentials(fd),
         queue,
     };
-    if listening {
-        check_pending_data(&record, &diag, who, collector);
-    }
     collector.unix_found.push(Found {
         record,
         who: who.to_owned(),
         // A closed socket keeps its peer's number, a listening one has no peer.
         peer: diag.peer.filter(|_| !listening),
         pending: diag.pending,
+        sent: !listening && diag.send_queue > 0,
         peer_name: peer_address.as_ref().and_then(name_of),
     });
     Ok(())
@@ -130,11 +129,7 @@ fn peer_credentials(fd: BorrowedFd<'_>) -> Option<Credentials> {
     (found.uid != u32::MAX).then_some(found)
 }
 
-fn unix_message(
-    message: Message,
-    who: &str,
-    collector: &mut Collector<'_>,
-) -> Result<UnixMessage> {
+fn unix_message(message: Message, who: &str, collector: &mut Collector<'_>) -> Result<UnixMessage> {
     let mut files = Vec::new();
     let mut credentials = None;
     for control in message.control {
@@ -166,7 +161,8 @@ fn file_of(taken: &Taken, collector: &mut Collector<'_>) -> Result<Option<UnixFi
         Err(Errno::ENOENT) => return Ok(None),
         Err(errno) => return Err(errno).doing(|| "opening a socket's file"),
     };
-    let stat = nix::sys::stat::fstat(&file).doing(|| "reading the attributes of a socket's file")?;
+    let stat =
+        nix::sys::stat::fstat(&file).doing(|| "reading the attributes of a socket's file")?;
     let path = match stat.st_nlink {
         0 => None,
         _ => {
@@ -191,34 +187,19 @@ fn file_of(taken: &Taken, collector: &mut Collector<'_>) -> Result<Option<UnixFi
     }))
 }
 
-/// Connections that wait to be accepted show in UNIX_DIAG under the listener's name, without inode.
-fn check_pending_data(
-    record: &Unix,
-    diag: &sock_diag::Unix,
-    who: &str,
-    collector: &mut Collector<'_>,
-) {
-    let waiting = collector.unix_embryos.iter().any(|embryo| {
-        embryo.name == diag.name && embryo.file == diag.file && embryo.receive_queue > 0
-    });
-    if waiting && !diag.pending.is_empty() {
-        collector.refusals.add(
-            "E-UNIX-PENDING-DATA",
-            who,
-            format!(
-                "a client of the listening socket {:?} has sent data before being accepted, and the \
-                 kernel shows it to nobody",
-                record.name.as_ref().map(|name| String::from_utf8_lossy(&name.0))
-            ),
-            "try again when the program has accepted the connection",
-        );
-    }
-}
-
 /// Turns inodes into ids once all sockets are known, and refuses what leads outside.
 pub(super) fn resolve(collector: &mut Collector<'_>) -> Vec<Unix> {
     let found = std::mem::take(&mut collector.unix_found);
     let waiting: Vec<u64> = found.iter().flat_map(|one| one.pending.clone()).collect();
+    if waiting.contains(&0) {
+        let who = found.iter().find(|one| one.pending.contains(&0));
+        refuse_pending(
+            who.map_or("a listening socket", |one| one.who.as_str()),
+            "a client of this listening socket has closed its end before being accepted, and what \
+             it may have sent the kernel shows to nobody",
+            collector,
+        );
+    }
     let mut records = Vec::new();
     for mut one in found {
         let inode = collector
@@ -231,14 +212,29 @@ pub(super) fn resolve(collector: &mut Collector<'_>) -> Vec<Unix> {
                 .iter()
                 .map(|client| collector.ids.get(client).copied())
                 .collect();
-            if one.pending.iter().zip(&pending).any(|(inode, id)| *inode != 0 && id.is_none()) {
+            if one
+                .pending
+                .iter()
+                .zip(&pending)
+                .any(|(inode, id)| *inode != 0 && id.is_none())
+            {
                 refuse_outside(&one, collector, "a client that waits to be accepted");
             }
             one.record.state = UnixState::Listening { backlog, pending };
         } else if let Some(peer) = one.peer {
             one.record.state = match collector.ids.get(&peer) {
                 Some(&peer) => UnixState::Connected { peer },
-                None if inode.is_some_and(|inode| waiting.contains(&inode)) => UnixState::Pending,
+                None if inode.is_some_and(|inode| waiting.contains(&inode)) => {
+                    if one.sent {
+                        refuse_pending(
+                            &one.who,
+                            "it has sent data before being accepted, and the kernel shows that to \
+                             nobody",
+                            collector,
+                        );
+                    }
+                    UnixState::Pending
+                }
                 None if peer == 0 => UnixState::PeerGone {
                     peer_name: one.peer_name.clone(),
                 },
@@ -260,6 +256,17 @@ pub(super) fn resolve(collector: &mut Collector<'_>) -> Vec<Unix> {
     }
     records.sort_by_key(|record| record.common.id);
     records
+}
+
+/// The far end of a connection that waits to be accepted has no descriptor, and UNIX_DIAG leaves it
+/// out: its queue cannot be read.
+fn refuse_pending(who: &str, reason: &str, collector: &mut Collector<'_>) {
+    collector.refusals.add(
+        "E-UNIX-PENDING-DATA",
+        who,
+        reason,
+        "try again when the program has accepted the connection",
+    );
 }
 
 fn refuse_outside(one: &Found, collector: &mut Collector<'_>, what: &str) {

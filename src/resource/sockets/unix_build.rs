@@ -304,7 +304,9 @@ impl<'a> Maker<'a> {
         match &record.state {
             UnixState::Connected { peer } => {
                 let Some(other) = self.records.get(peer).copied() else {
-                    return Err(damaged(format!("the peer {peer} of socket {id} is missing")));
+                    return Err(damaged(format!(
+                        "the peer {peer} of socket {id} is missing"
+                    )));
                 };
                 if self.fds.contains_key(peer) || *peer == id || other.kind != record.kind {
                     return Err(damaged(format!("sockets {id} and {peer} are no pair")));
@@ -572,20 +574,17 @@ impl Finisher<'_> {
     ) -> Result<()> {
         let mut rights = Vec::new();
         for id in &message.files {
-            rights.push(match self.files.get(id) {
-                Some(file) => *file,
-                None => of(self.fds, *id)?,
+            rights.push(match (self.fds.get(id), self.files.get(id)) {
+                (Some(socket), _) => socket.as_fd(),
+                (None, Some(file)) => *file,
+                (None, None) => return Err(damaged(format!("file {id} in flight is missing"))),
             });
         }
         let along = Along {
             rights: &rights,
             credentials: message.credentials.map(|who| {
                 let pid = (self.host_pid)(who.host_pid);
-                (
-                    pid.unwrap_or(std::process::id() as i32),
-                    who.uid,
-                    who.gid,
-                )
+                (pid.unwrap_or(std::process::id() as i32), who.uid, who.gid)
             }),
         };
         let data = message.data.0.as_slice();
@@ -608,9 +607,7 @@ impl Finisher<'_> {
 
     fn peer<'s>(&'s self, record: &Unix) -> Option<&'s Unix> {
         match &record.state {
-            UnixState::Connected { peer } => {
-                self.records.iter().find(|one| one.common.id == *peer)
-            }
+            UnixState::Connected { peer } => self.records.iter().find(|one| one.common.id == *peer),
             _ => None,
         }
     }
