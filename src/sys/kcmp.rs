@@ -38,3 +38,44 @@ pub fn compare(kind: Kind, first: (i32, u64), second: (i32, u64)) -> Result<Orde
         _ => Ordering::Greater,
     })
 }
+
+#[repr(C)]
+struct EpollSlot {
+    epoll: u32,
+    target: u32,
+    nth: u32,
+}
+
+const EPOLL_TFD: libc::c_int = 7;
+
+/// Orders the open file `file` (process, descriptor) against what the epoll instance `epoll`
+/// (process, descriptor) holds as the `nth` registration under number `target`; KCMP_EPOLL_TFD.
+/// The order is that of [`Kind::File`]. ENOENT where there is no such registration.
+pub fn compare_epoll(
+    file: (i32, u64),
+    epoll: (i32, u64),
+    target: i32,
+    nth: u32,
+) -> Result<Ordering> {
+    let slot = EpollSlot {
+        epoll: u32::try_from(epoll.1).map_err(|_| Errno::EBADF)?,
+        target: target.cast_unsigned(),
+        nth,
+    };
+    // SAFETY: the kernel reads one kcmp_epoll_slot.
+    let order = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            file.0,
+            epoll.0,
+            EPOLL_TFD,
+            file.1,
+            &raw const slot,
+        )
+    })?;
+    Ok(match order {
+        0 => Ordering::Equal,
+        1 => Ordering::Less,
+        _ => Ordering::Greater,
+    })
+}

@@ -7,13 +7,18 @@
 
 pub mod guard;
 pub mod kcmp;
+pub mod lock;
 pub mod netlink;
 pub mod ns;
 pub mod nsfs;
+pub mod owner;
 pub mod pagemap;
 pub mod pidfd;
-pub mod scratch;
+pub mod pipe;
 pub mod sock_diag;
 pub mod socket;
-pub mod undo;
+pub mod statx;
+#[cfg(test)]
+pub mod testing;
 pub mod uts;
+pub mod xattr;

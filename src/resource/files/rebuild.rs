@@ -1,0 +1,325 @@
+//! The way back: every open file once, in the conductor.
+
+use super::reference::{Opener, open_flags, reopen};
+use super::{Contents, device, eventfd, flags, lock, pipe};
+use crate::error::{Context, Error, Exit, Result};
+use crate::image::files::{
+    External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, Pipe, PosixLock,
+};
+use crate::sys::{owner, pipe as pipe_sys};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Whence, lseek};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What the files need of the world around them.
+pub struct Env<'a> {
+    /// The new container's mount namespace, all mounts in place.
+    pub mount_namespace: BorrowedFd<'a>,
+    /// Processes and threads: number in the container to number on this host.
+    pub processes: BTreeMap<i32, i32>,
+    /// What the caller gives for [`External::key`].
+    pub external: BTreeMap<String, OwnedFd>,
+    /// What the caller gives for standard streams that led out and have no entry in `external`.
+    pub streams: [Option<OwnedFd>; 3],
+    /// Memory files, made and filled.
+    pub memory: BTreeMap<Inode, OwnedFd>,
+    /// The image's bulk data.
+    pub contents: &'a dyn Contents,
+    /// Refuse files whose size is not the recorded one.
+    pub strict: bool,
+}
+
+/// What only the target itself can do, once its descriptors are in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InTarget {
+    /// fcntl(fd, F_SETLK): a record lock belongs to its process.
+    PosixLock {
+        /// The descriptor.
+        fd: i32,
+        /// F_WRLCK rather than F_RDLCK.
+        exclusive: bool,
+        /// l_start, from the beginning of the file.
+        start: i64,
+        /// l_len; 0 is to the end.
+        len: i64,
+    },
+}
+
+/// What was made.
+pub struct Rebuilt {
+    /// Every open file once.
+    pub files: BTreeMap<FileId, OwnedFd>,
+    /// By pid, in order.
+    pub in_target: BTreeMap<i32, Vec<InTarget>>,
+}
+
+/// Makes the open files of [`Files`]: [`build`](Self::build) all but sockets, then
+/// [`insert`](Self::insert) those, then [`finish`](Self::finish).
+pub struct Rebuilder<'a> {
+    files: &'a Files,
+    env: Env<'a>,
+    opener: Opener<'a>,
+    made: BTreeMap<FileId, OwnedFd>,
+    /// Externals whose open file has been given away once.
+    given: HashMap<String, OwnedFd>,
+}
+
+impl<'a> Rebuilder<'a> {
+    /// For these records; makes nothing yet.
+    pub fn new(files: &'a Files, env: Env<'a>) -> Result<Self> {
+        let opener = Opener::new(env.mount_namespace, &files.ghosts, env.contents, env.strict)?;
+        Ok(Self {
+            files,
+            env,
+            opener,
+            made: BTreeMap::new(),
+            given: HashMap::new(),
+        })
+    }
+
+    /// Opens the references of others (cwd, exe, mappings): ghosts are shared with the open files.
+    pub fn opener(&mut self) -> &mut Opener<'a> {
+        &mut self.opener
+    }
+
+    /// Makes everything but sockets.
+    pub fn build(&mut self) -> Result<()> {
+        for record in &self.files.pipes {
+            self.pipe(record)
+                .doing(|| format!("making pipe {} anew", record.inode.ino))?;
+        }
+        for file in &self.files.open_files {
+            if !self.made.contains_key(&file.id)
+                && let Some(fd) = self.one(file).doing(|| describe(file))?
+            {
+                self.made.insert(file.id, fd);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an open file that was made elsewhere: a socket.
+    pub fn insert(&mut self, id: FileId, fd: OwnedFd) {
+        self.made.insert(id, fd);
+    }
+
+    /// An open file that has been made.
+    pub fn get(&self, id: FileId) -> Option<BorrowedFd<'_>> {
+        self.made.get(&id).map(AsFd::as_fd)
+    }
+
+    /// Sets offsets, flags, owners and locks, and hands everything over.
+    pub fn finish(self) -> Result<Rebuilt> {
+        for file in &self.files.open_files {
+            let fd = self.made.get(&file.id).ok_or_else(|| {
+                Error::bug(format!("open file {} was not made", file.id.0)).doing(describe(file))
+            })?;
+            self.settle(file, fd.as_fd()).doing(|| describe(file))?;
+        }
+        let mut in_target: BTreeMap<i32, Vec<InTarget>> = BTreeMap::new();
+        for lock in &self.files.posix_locks {
+            in_target
+                .entry(lock.pid)
+                .or_default()
+                .push(posix_lock(lock)?);
+        }
+        Ok(Rebuilt {
+            files: self.made,
+            in_target,
+        })
+    }
+
+    /// One open file that is neither pipe nor socket.
+    fn one(&mut self, file: &OpenFile) -> Result<Option<OwnedFd>> {
+        let bits = flags::bits(&file.flags)?;
+        Ok(Some(match &file.kind {
+            FileKind::Path(reference) => self.opener.open(reference, bits)?,
+            FileKind::Device {
+                file: reference,
+                major,
+                minor,
+            } => {
+                let fd = self.opener.open(reference, bits | libc::O_NONBLOCK)?;
+                device::check(&fd, *major, *minor)?;
+                fd
+            }
+            FileKind::Eventfd { count, semaphore } => eventfd::rebuild(*count, *semaphore)?,
+            FileKind::External(external) => self.external(external, bits)?,
+            FileKind::Socket { .. } => return Ok(None),
+            FileKind::Pipe { pipe } | FileKind::Fifo { pipe, .. } => {
+                return Err(Error::coded(
+                    "E-IMAGE-PIPE",
+                    Exit::Image,
+                    format!("there is no record of pipe {}", pipe.ino),
+                    "the image is damaged",
+                ));
+            }
+            other => {
+                return Err(Error::bug(format!("{other:?} cannot be made yet")));
+            }
+        }))
+    }
+
+    /// Both ends of a pipe (or FIFO) from one object, then its queue.
+    fn pipe(&mut self, record: &Pipe) -> Result<()> {
+        let files = self.files;
+        let ends = files.open_files.iter().filter(|file| match &file.kind {
+            FileKind::Pipe { pipe } | FileKind::Fifo { pipe, .. } => *pipe == record.inode,
+            _ => false,
+        });
+        let mut fresh: Option<(Option<OwnedFd>, Option<OwnedFd>)> = None;
+        let mut holder = None;
+        for file in ends {
+            let bits = flags::bits(&file.flags)?;
+            let asked = OFlag::from_bits_retain(bits & libc::O_ACCMODE) | OFlag::O_NONBLOCK;
+            if let FileKind::Fifo {
+                file: reference, ..
+            } = &file.kind
+            {
+                if holder.is_none() {
+                    let both = libc::O_RDWR | libc::O_NONBLOCK;
+                    holder = Some(self.opener.open(reference, both)?);
+                }
+                let fd = self.opener.open(reference, bits | libc::O_NONBLOCK)?;
+                self.made.insert(file.id, fd);
+                continue;
+            }
+            if fresh.is_none() {
+                let (out, into) = pipe::create(record)?;
+                holder = Some(reopen(out.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?);
+                fresh = Some((Some(out), Some(into)));
+            }
+            let original = fresh
+                .as_mut()
+                .and_then(|(out, into)| match bits & libc::O_ACCMODE {
+                    libc::O_RDONLY => out.take(),
+                    libc::O_WRONLY => into.take(),
+                    _ => None,
+                });
+            let fd = match (original, &holder) {
+                (Some(fd), _) => fd,
+                (None, Some(holder)) => reopen(holder.as_fd(), asked)?,
+                (None, None) => return Err(Error::bug("a pipe without holder")),
+            };
+            self.made.insert(file.id, fd);
+        }
+        let Some(holder) = holder else {
+            return Ok(());
+        };
+        // A FIFO that others on this host still hold open has kept its queue.
+        let kept = pipe_sys::readable(holder.as_fd())? > 0;
+        let mut reader = match &record.member {
+            Some(member) if !kept => Some(self.env.contents.open(member)?),
+            _ => None,
+        };
+        let reader = reader
+            .as_mut()
+            .map(|reader| reader as &mut dyn std::io::Read);
+        pipe::fill(record, holder, reader)
+    }
+
+    /// What the caller gave. Pipes and devices get an open file of their own each time; of others
+    /// the given one is shared, and opened again from the second time on.
+    fn external(&mut self, external: &External, bits: i32) -> Result<OwnedFd> {
+        let stream = external.stream.and_then(|number| {
+            self.env
+                .streams
+                .get(usize::try_from(number).ok()?)?
+                .as_ref()
+        });
+        let Some(given) = self.env.external.get(&external.key).or(stream) else {
+            return Err(Error::coded(
+                "E-EXTERNAL",
+                Exit::Usage,
+                format!(
+                    "{} ({}) led out of the container and nothing was given in its place",
+                    external.key, external.what
+                ),
+                "name a descriptor for it",
+            ));
+        };
+        let first = !self.given.contains_key(&external.key);
+        let shareable = matches!(external.file_type.as_str(), "regular" | "socket");
+        if first {
+            self.given.insert(external.key.clone(), given.try_clone()?);
+        }
+        if first && shareable {
+            return Ok(given.try_clone()?);
+        }
+        match reopen(given.as_fd(), open_flags(bits | libc::O_NONBLOCK)) {
+            Ok(fd) => Ok(fd),
+            // No right to open it anew, or nobody on the other side: share what there is.
+            Err(_) => Ok(given.try_clone()?),
+        }
+    }
+
+    fn settle(&self, file: &OpenFile, fd: BorrowedFd<'_>) -> Result<()> {
+        let bits = flags::bits(&file.flags)?;
+        if bits & libc::O_PATH != 0 {
+            return Ok(());
+        }
+        let seekable = matches!(file.kind, FileKind::Path(_) | FileKind::Memory { .. });
+        if seekable && file.pos != 0 {
+            lseek(fd, file.pos, Whence::SeekSet).doing(|| format!("seeking to {}", file.pos))?;
+        }
+        if file.signal != 0 {
+            owner::set_signal(fd, file.signal).doing(|| "setting its signal")?;
+        }
+        if let Some(owner) = file.owner {
+            owner::set_owner(fd, self.owner(owner)?).doing(|| "setting its owner")?;
+        }
+        if !matches!(file.kind, FileKind::External(_)) {
+            set_status_flags(fd, bits)?;
+        }
+        for one in &file.locks {
+            lock::rebuild(fd, one)?;
+        }
+        Ok(())
+    }
+
+    fn owner(&self, owner: FileOwner) -> Result<owner::Owner> {
+        let host = |pid: i32| {
+            self.env.processes.get(&pid).copied().ok_or_else(|| {
+                Error::coded(
+                    "E-IMAGE-OWNER",
+                    Exit::Image,
+                    format!("it signals process {pid}, which is not in the image"),
+                    "the image is damaged",
+                )
+            })
+        };
+        Ok(match owner {
+            FileOwner::Thread(pid) => owner::Owner::Thread(host(pid)?),
+            FileOwner::Process(pid) => owner::Owner::Process(host(pid)?),
+            FileOwner::Group(pid) => owner::Owner::Group(host(pid)?),
+        })
+    }
+}
+
+/// F_SETFL, where anything differs.
+fn set_status_flags(fd: BorrowedFd<'_>, bits: i32) -> Result<()> {
+    let settable =
+        libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+    let now = fcntl(fd, FcntlArg::F_GETFL).doing(|| "asking for its flags")?;
+    if now & settable == bits & settable {
+        return Ok(());
+    }
+    let flags = OFlag::from_bits_retain((now & !settable) | (bits & settable));
+    fcntl(fd, FcntlArg::F_SETFL(flags)).doing(|| "setting its flags")?;
+    Ok(())
+}
+
+fn posix_lock(lock: &PosixLock) -> Result<InTarget> {
+    let range = lock::range(lock.start, lock.end)?;
+    Ok(InTarget::PosixLock {
+        fd: lock.fd,
+        exclusive: lock.exclusive,
+        start: range.0,
+        len: range.1,
+    })
+}
+
+fn describe(file: &OpenFile) -> String {
+    format!("making open file {} anew", file.id.0)
+}
