@@ -134,7 +134,7 @@ pub enum FileKind {
     },
     /// epoll_create(2).
     Epoll {
-        /// In the order in which the kernel lists them.
+        /// Ascending by number, then file.
         items: Vec<EpollItem>,
     },
     /// timerfd_create(2).

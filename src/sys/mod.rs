@@ -5,7 +5,10 @@
     reason = "the one place where it may; every use carries its SAFETY line"
 )]
 
+pub mod epoll;
 pub mod guard;
+pub mod handle;
+pub mod inotify;
 pub mod kcmp;
 pub mod lock;
 pub mod netlink;
@@ -15,10 +18,12 @@ pub mod owner;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
+pub mod signalfd;
 pub mod sock_diag;
 pub mod socket;
 pub mod statx;
 #[cfg(test)]
 pub mod testing;
+pub mod timerfd;
 pub mod uts;
 pub mod xattr;

@@ -7,7 +7,7 @@ use super::lock::{self, PosixLocks};
 use super::pipe::{self, Sides};
 use super::reference::{self, Located};
 use super::view::View;
-use super::{Subject, flags};
+use super::{Subject, epoll, flags};
 use crate::error::{Context, Error, Refusals, Result};
 use crate::image::files::{
     Descriptor, External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, Pipe,
@@ -15,6 +15,7 @@ use crate::image::files::{
 use crate::proc::Process;
 use crate::proc::fdinfo::Fdinfo;
 use crate::sys::{kcmp, ns, owner, pidfd, statx};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -42,6 +43,8 @@ pub struct Captured {
     pub files: Files,
     /// Members and what goes into them.
     pub contents: Vec<(String, Content)>,
+    /// Memory files by identity, opened for reading by us; mapped or not.
+    pub memory: BTreeMap<Inode, OwnedFd>,
 }
 
 type PipeEnds = (Pipe, Vec<(FileId, Sides, External)>);
@@ -52,13 +55,15 @@ pub struct Capturer<'a> {
     pub(super) options: CaptureOptions,
     views: HashMap<u64, View>,
     view_of: HashMap<i32, u64>,
-    identities: Identities,
+    pub(super) identities: Identities,
     adopted: HashMap<FileId, OwnedFd>,
-    records: Files,
+    pub(super) records: Files,
     ghosts: Ghosts,
     posix_locks: PosixLocks,
     pub(super) pipes: BTreeMap<Inode, PipeEnds>,
     pub(super) sockets: Vec<SocketFile>,
+    pub(super) epolls: Vec<epoll::Pending>,
+    pub(super) memory: BTreeMap<Inode, OwnedFd>,
 }
 
 impl<'a> Capturer<'a> {
@@ -76,6 +81,8 @@ impl<'a> Capturer<'a> {
             posix_locks: PosixLocks::default(),
             pipes: BTreeMap::new(),
             sockets: Vec::new(),
+            epolls: Vec::new(),
+            memory: BTreeMap::new(),
         }
     }
 
@@ -293,6 +300,19 @@ impl<'a> Capturer<'a> {
         reference::locate(&self.views[&namespace], &mut self.ghosts, fd, link)
     }
 
+    /// What has a number in the table of a process.
+    pub(super) fn at_number(&self, host_pid: i32, fd: i32) -> Option<FileId> {
+        let pid = self
+            .subjects
+            .iter()
+            .find(|one| one.host_pid == host_pid)?
+            .pid;
+        let pid = self.records.shared_tables.get(&pid).unwrap_or(&pid);
+        let table = self.records.tables.get(pid)?;
+        let at = table.binary_search_by_key(&fd, |one| one.fd).ok()?;
+        Some(table[at].file)
+    }
+
     /// The key in `views` of a process's mount namespace.
     pub(super) fn view(&mut self, subject: &Subject) -> Result<u64> {
         if let Some(namespace) = self.view_of.get(&subject.host_pid) {
@@ -300,10 +320,11 @@ impl<'a> Capturer<'a> {
         }
         let fd = ns::open(subject.host_pid, ns::Kind::Mnt)?;
         let namespace = statx::of(fd.as_fd())?.ino;
-        if !self.views.contains_key(&namespace) {
-            let view = View::new(fd.as_fd())
-                .doing(|| format!("looking into the mount namespace of pid {}", subject.pid))?;
-            self.views.insert(namespace, view);
+        if let Entry::Vacant(entry) = self.views.entry(namespace) {
+            entry
+                .insert(View::new(fd.as_fd()).doing(|| {
+                    format!("looking into the mount namespace of pid {}", subject.pid)
+                })?);
         }
         self.view_of.insert(subject.host_pid, namespace);
         Ok(namespace)
@@ -338,6 +359,7 @@ impl<'a> Capturer<'a> {
 
     /// Settles what needs all open files to be known, and hands everything over.
     pub fn finish(mut self, refusals: &mut Refusals) -> Result<Captured> {
+        self.finish_epolls(refusals)?;
         let mut contents = Vec::new();
         for (inode, (pipe, ends)) in std::mem::take(&mut self.pipes) {
             if let Some(content) = self.finish_pipe(inode, pipe, &ends)? {
@@ -348,7 +370,11 @@ impl<'a> Capturer<'a> {
         files.ghosts = self.ghosts.records;
         files.posix_locks = self.posix_locks.finish(refusals);
         contents.append(&mut self.ghosts.contents);
-        Ok(Captured { files, contents })
+        Ok(Captured {
+            files,
+            contents,
+            memory: self.memory,
+        })
     }
 
     /// A pipe of which one side is here and the other neither here nor closed leads out.

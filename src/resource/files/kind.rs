@@ -4,7 +4,7 @@ use super::capture::Capturer;
 use super::pipe::Sides;
 use super::reference::{Located, type_name};
 use super::view::inode;
-use super::{Subject, device, eventfd, pipe};
+use super::{Subject, device, epoll, eventfd, memfd, pipe, signalfd, timerfd};
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::PathBytes;
 use crate::image::files::{External, FileId, FileKind};
@@ -122,6 +122,15 @@ impl Capturer<'_> {
         let name = name.trim_matches(['[', ']']);
         let (code, what) = match name {
             "eventfd" => return eventfd::capture(found).map(Some),
+            "eventpoll" => {
+                let (kind, pending) = epoll::capture(found);
+                self.epolls.push(pending);
+                return Ok(Some(kind));
+            }
+            "timerfd" => return timerfd::capture(found).map(Some),
+            "signalfd" => return signalfd::capture(found).map(Some),
+            "inotify" => return self.inotify(found, refusals),
+            "pidfd" => return self.pidfd(found, refusals),
             "io_uring" => (
                 "E-IOURING",
                 "an io_uring instance, whose rings and requests in flight the kernel does not show",
@@ -171,6 +180,16 @@ impl Capturer<'_> {
             .filesystem_type();
         let (code, what) = match magic {
             SECRETMEM => ("E-SECRETMEM", "secret memory, which nobody else can read"),
+            NSFS if !found.link.starts_with(b"/") => return Ok(self.namespace(found, refusals)),
+            _ if self.is_memory(found)? => {
+                let memory = inode(&found.status);
+                if !self.memory.contains_key(&memory) {
+                    let (record, fd) = memfd::capture(found)?;
+                    self.records.memory_files.push(record);
+                    self.memory.insert(memory, fd);
+                }
+                return Ok(Some(FileKind::Memory { memory }));
+            }
             _ => return self.by_path(found, refusals),
         };
         refusals.add(
@@ -180,6 +199,14 @@ impl Capturer<'_> {
             "let the program close it before the checkpoint",
         );
         Ok(None)
+    }
+
+    /// A memory file has a name like a path, but no mount that anybody sees.
+    fn is_memory(&mut self, found: &Found<'_>) -> Result<bool> {
+        let named = memfd::name(&found.link).is_some();
+        let namespace = self.view(found.subject)?;
+        let mounts = &self.views()[&namespace].mounts;
+        Ok(named && !mounts.contains_key(&found.status.mount))
     }
 
     /// Whatever can be opened again by path.

@@ -11,19 +11,27 @@
 
 mod capture;
 mod device;
+mod epoll;
 mod eventfd;
 mod flags;
 mod ghost;
 mod identity;
+mod inotify;
 mod kind;
 mod lock;
+mod memfd;
+mod namespace;
+mod pidfd;
 mod pipe;
 mod rebuild;
 mod reference;
+mod signalfd;
+mod timerfd;
 mod view;
 
 pub use capture::{CaptureOptions, Captured, Capturer, SocketFile};
 pub use ghost::Content;
+pub use memfd::{create as create_memory_file, seal as seal_memory_file};
 pub use rebuild::{Env, InTarget, Rebuilder, Rebuilt};
 pub use reference::{Located, Opener};
 pub use view::View;

@@ -1,7 +1,11 @@
 //! The way back: every open file once, in the conductor.
 
+use super::pidfd::Dead;
 use super::reference::{Opener, open_flags, reopen};
-use super::{Contents, device, eventfd, flags, lock, pipe};
+use super::{
+    Contents, device, epoll, eventfd, flags, inotify, lock, namespace, pidfd, pipe, signalfd,
+    timerfd,
+};
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::files::{
     External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, Pipe, PosixLock,
@@ -63,6 +67,7 @@ pub struct Rebuilder<'a> {
     made: BTreeMap<FileId, OwnedFd>,
     /// Externals whose open file has been given away once.
     given: HashMap<String, OwnedFd>,
+    dead: Dead,
 }
 
 impl<'a> Rebuilder<'a> {
@@ -75,6 +80,7 @@ impl<'a> Rebuilder<'a> {
             opener,
             made: BTreeMap::new(),
             given: HashMap::new(),
+            dead: Dead::default(),
         })
     }
 
@@ -110,12 +116,21 @@ impl<'a> Rebuilder<'a> {
     }
 
     /// Sets offsets, flags, owners and locks, and hands everything over.
-    pub fn finish(self) -> Result<Rebuilt> {
+    /// Watches come last: whatever is opened or made afterwards would be an event for them.
+    pub fn finish(mut self) -> Result<Rebuilt> {
         for file in &self.files.open_files {
             let fd = self.made.get(&file.id).ok_or_else(|| {
                 Error::bug(format!("open file {} was not made", file.id.0)).doing(describe(file))
             })?;
             self.settle(file, fd.as_fd()).doing(|| describe(file))?;
+        }
+        epoll::register(self.files, &self.made)?;
+        for file in &self.files.open_files {
+            if let FileKind::Inotify { watches } = &file.kind
+                && let Some(fd) = self.made.get(&file.id)
+            {
+                inotify::watch(fd.as_fd(), watches, &mut self.opener).doing(|| describe(file))?;
+            }
         }
         let mut in_target: BTreeMap<i32, Vec<InTarget>> = BTreeMap::new();
         for lock in &self.files.posix_locks {
@@ -145,6 +160,22 @@ impl<'a> Rebuilder<'a> {
                 fd
             }
             FileKind::Eventfd { count, semaphore } => eventfd::rebuild(*count, *semaphore)?,
+            FileKind::Epoll { .. } => crate::sys::epoll::create().doing(|| "making an epoll")?,
+            FileKind::Timerfd(record) => timerfd::rebuild(record)?,
+            FileKind::Signalfd { mask } => signalfd::rebuild(*mask)?,
+            FileKind::Inotify { .. } => inotify::rebuild()?,
+            FileKind::Pidfd(target) => {
+                pidfd::rebuild(*target, &self.env.processes, &mut self.dead)?
+            }
+            FileKind::Namespace { kind, pid, .. } => {
+                namespace::rebuild(kind, *pid, &self.env.processes)?
+            }
+            FileKind::Memory { memory } => {
+                let given = self.env.memory.get(memory).ok_or_else(|| {
+                    Error::bug(format!("memory file {} was not made", memory.ino))
+                })?;
+                reopen(given.as_fd(), open_flags(bits))?
+            }
             FileKind::External(external) => self.external(external, bits)?,
             FileKind::Socket { .. } => return Ok(None),
             FileKind::Pipe { pipe } | FileKind::Fifo { pipe, .. } => {

@@ -95,13 +95,17 @@ fn leads_to(view: &View, path: &[u8], wanted: &statx::Status) -> Result<bool> {
 fn other_link(view: &View, path: &[u8], wanted: &statx::Status) -> Result<Option<Vec<u8>>> {
     let point = &view.mounts[&wanted.mount].mount_point;
     let parent = path.rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or(b"/");
+    let identity = inode(wanted);
     let mut budget = SEARCH_LIMIT;
     for (start, deep) in [(parent, false), (point.as_slice(), true)] {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let Ok(top) = view.open(start, flags, Mode::empty()) else {
             continue;
         };
-        let Some(found) = search(top.as_fd(), deep, wanted, &mut budget)? else {
+        let Some(found) = search(top.as_fd(), deep, &mut budget, |status| {
+            (status.dev(), status.ino()) == (identity.dev, identity.ino)
+        })?
+        else {
             continue;
         };
         let mut full = start.strip_suffix(b"/").unwrap_or(start).to_vec();
@@ -119,12 +123,11 @@ fn other_link(view: &View, path: &[u8], wanted: &statx::Status) -> Result<Option
 fn search(
     top: BorrowedFd<'_>,
     deep: bool,
-    wanted: &statx::Status,
     budget: &mut usize,
+    wanted: impl Fn(&std::fs::Metadata) -> bool,
 ) -> Result<Option<PathBuf>> {
     let base = PathBuf::from(format!("/proc/self/fd/{}", top.as_raw_fd()));
     let device = device(statx::of(top)?.dev);
-    let identity = inode(wanted);
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
         let Ok(entries) = std::fs::read_dir(base.join(&relative)) else {
@@ -139,7 +142,7 @@ fn search(
                 continue;
             };
             let name = relative.join(entry.file_name());
-            if (status.dev(), status.ino()) == (identity.dev, identity.ino) {
+            if wanted(&status) {
                 return Ok(Some(name));
             }
             if deep && status.is_dir() && status.dev() == device {
@@ -148,6 +151,26 @@ fn search(
         }
     }
     Ok(None)
+}
+
+/// A file of the mount at `point` by its inode number alone, for file systems without handles.
+pub(super) fn find_by_number(view: &View, point: &[u8], ino: u64) -> Result<Option<OwnedFd>> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let Ok(top) = view.open(point, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    if statx::of(top.as_fd())?.ino == ino {
+        return Ok(Some(top));
+    }
+    let mut budget = SEARCH_LIMIT;
+    let Some(found) = search(top.as_fd(), true, &mut budget, |status| status.ino() == ino)? else {
+        return Ok(None);
+    };
+    let mut full = point.strip_suffix(b"/").unwrap_or(point).to_vec();
+    full.push(b'/');
+    full.extend_from_slice(found.as_os_str().as_bytes());
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    Ok(view.open(&full, flags, Mode::empty()).ok())
 }
 
 /// The name that records use for the type in `st_mode`.
@@ -305,13 +328,16 @@ pub(super) fn open_flags(bits: i32) -> OFlag {
 pub(super) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = flags & !(OFlag::O_NOFOLLOW);
-    Ok(open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
-        .doing(|| format!("reopening {path}"))?)
+    open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+        .doing(|| format!("reopening {path}"))
 }
 
 #[cfg(test)]
 pub(super) fn search_for_test(top: &Path, wanted: &statx::Status) -> Result<Option<PathBuf>> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let top = open(top, flags, Mode::empty())?;
-    search(top.as_fd(), true, wanted, &mut 100)
+    let identity = inode(wanted);
+    search(top.as_fd(), true, &mut 100, |status| {
+        (status.dev(), status.ino()) == (identity.dev, identity.ino)
+    })
 }

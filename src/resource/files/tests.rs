@@ -1,6 +1,8 @@
 //! Round trips: a child holds files, they are captured, made anew, given to another child and
 //! captured again; and the new ones behave as the old.
 
+mod objects;
+
 use super::*;
 use crate::error::Refusals;
 use crate::image::files::*;
