@@ -169,13 +169,17 @@ pub enum FileKind {
     PtyMaster {
         /// [`Pty::id`].
         pty: u32,
+        /// /dev/ptmx or /dev/pts/ptmx.
+        file: FileReference,
     },
     /// The slave of a pseudo-terminal.
     PtySlave {
         /// [`Pty::id`].
         pty: u32,
-        /// How it was opened, where that is not /dev/pts/N: `/dev/console`.
+        /// /dev/pts/N, or another way to it: /dev/console, /dev/tty.
         file: FileReference,
+        /// Opened through /dev/tty.
+        controlling: bool,
     },
     /// Leads out of the container; given by the caller of the restore.
     External(External),
@@ -377,8 +381,8 @@ pub struct Pty {
     pub packet: bool,
     /// TIOCEXCL.
     pub exclusive: bool,
-    /// Modes of the line.
-    pub termios: Termios,
+    /// Modes of the line; `None` where it is hung up.
+    pub termios: Option<Termios>,
     /// Rows, columns, width and height in pixels.
     pub size: (u16, u16, u16, u16),
     /// Owner of the slave's node.

@@ -5,6 +5,7 @@
     reason = "the one place where it may; every use carries its SAFETY line"
 )]
 
+pub mod child;
 pub mod epoll;
 pub mod guard;
 pub mod handle;
@@ -25,5 +26,6 @@ pub mod statx;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
+pub mod tty;
 pub mod uts;
 pub mod xattr;

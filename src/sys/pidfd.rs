@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A descriptor that stands for the process `host_pid`; pidfd_open(2). ESRCH when it is gone.
 pub fn open(host_pid: i32) -> Result<OwnedFd> {
@@ -45,19 +45,28 @@ pub fn of_dead() -> Result<OwnedFd> {
             libc::syscall(libc::SYS_exit_group, 0);
         }
         let fd = OwnedFd::from_raw_fd(fd);
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        loop {
-            let waited = Errno::result(libc::waitid(
+        reap(fd.as_fd())?;
+        Ok(fd)
+    }
+}
+
+/// Waits for the end of a child of ours, whatever its exit signal.
+pub(super) fn reap(child: BorrowedFd<'_>) -> Result<()> {
+    loop {
+        // SAFETY: the kernel fills one siginfo_t.
+        let waited = Errno::result(unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(
                 libc::P_PIDFD,
-                fd.as_raw_fd().cast_unsigned(),
+                child.as_raw_fd().cast_unsigned(),
                 &raw mut info,
                 libc::WEXITED | libc::__WALL,
-            ));
-            match waited {
-                Ok(_) => return Ok(fd),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            )
+        });
+        match waited {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

@@ -111,3 +111,9 @@ pub fn io_uring() -> OwnedFd {
         std::os::fd::FromRawFd::from_raw_fd(fd as RawFd)
     }
 }
+
+/// For `setup` of a [`sleeper`]: enters the mount namespace behind that number and closes it.
+pub fn enter(fd: RawFd) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { libc::setns(fd, libc::CLONE_NEWNS) | libc::close(fd) }
+}

@@ -64,6 +64,8 @@ pub struct Capturer<'a> {
     pub(super) sockets: Vec<SocketFile>,
     pub(super) epolls: Vec<epoll::Pending>,
     pub(super) memory: BTreeMap<Inode, OwnedFd>,
+    /// By device of the devpts instance and number.
+    pub(super) ptys: HashMap<(u64, u32), u32>,
 }
 
 impl<'a> Capturer<'a> {
@@ -83,6 +85,7 @@ impl<'a> Capturer<'a> {
             sockets: Vec::new(),
             epolls: Vec::new(),
             memory: BTreeMap::new(),
+            ptys: HashMap::new(),
         }
     }
 

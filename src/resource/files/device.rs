@@ -8,13 +8,12 @@ use crate::image::files::{FileKind, FileReference};
 use std::os::fd::AsFd;
 
 /// Major and minor number, and the name in /dev.
-const PLAIN: [(u32, u32, &str); 6] = [
+const PLAIN: [(u32, u32, &str); 5] = [
     (1, 3, "null"),
     (1, 5, "zero"),
     (1, 7, "full"),
     (1, 8, "random"),
     (1, 9, "urandom"),
-    (5, 0, "tty"),
 ];
 
 /// A device without state of its own; `None` where it was refused.

@@ -4,7 +4,7 @@ use super::capture::Capturer;
 use super::pipe::Sides;
 use super::reference::{Located, type_name};
 use super::view::inode;
-use super::{Subject, device, epoll, eventfd, memfd, pipe, signalfd, timerfd};
+use super::{Subject, device, epoll, eventfd, memfd, pipe, pty, signalfd, timerfd};
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::PathBytes;
 use crate::image::files::{External, FileId, FileKind};
@@ -258,6 +258,9 @@ impl Capturer<'_> {
         found: &Found<'_>,
         refusals: &mut Refusals,
     ) -> Result<Option<FileKind>> {
+        if pty::is_pty(found.status.rdev) {
+            return self.pty(found, refusals);
+        }
         let located = self.locate(found.subject, found.fd, &found.link)?;
         let key = format!("dev[{}:{}]", found.status.rdev.0, found.status.rdev.1);
         let mapped = self.options.external.contains(&key);

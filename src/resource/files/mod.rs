@@ -23,6 +23,7 @@ mod memfd;
 mod namespace;
 mod pidfd;
 mod pipe;
+mod pty;
 mod rebuild;
 mod reference;
 mod signalfd;

@@ -3,7 +3,7 @@
 use super::pidfd::Dead;
 use super::reference::{Opener, open_flags, reopen};
 use super::{
-    Contents, device, epoll, eventfd, flags, inotify, lock, namespace, pidfd, pipe, signalfd,
+    Contents, device, epoll, eventfd, flags, inotify, lock, namespace, pidfd, pipe, pty, signalfd,
     timerfd,
 };
 use crate::error::{Context, Error, Exit, Result};
@@ -56,6 +56,9 @@ pub struct Rebuilt {
     pub files: BTreeMap<FileId, OwnedFd>,
     /// By pid, in order.
     pub in_target: BTreeMap<i32, Vec<InTarget>>,
+    /// New masters of terminals whose master was outside of the container, by
+    /// [`Pty::id`](crate::image::files::Pty::id); closing one hangs its terminal up.
+    pub masters: BTreeMap<u32, OwnedFd>,
 }
 
 /// Makes the open files of [`Files`]: [`build`](Self::build) all but sockets, then
@@ -68,6 +71,7 @@ pub struct Rebuilder<'a> {
     /// Externals whose open file has been given away once.
     given: HashMap<String, OwnedFd>,
     dead: Dead,
+    masters: BTreeMap<u32, OwnedFd>,
 }
 
 impl<'a> Rebuilder<'a> {
@@ -81,6 +85,7 @@ impl<'a> Rebuilder<'a> {
             made: BTreeMap::new(),
             given: HashMap::new(),
             dead: Dead::default(),
+            masters: BTreeMap::new(),
         })
     }
 
@@ -95,6 +100,7 @@ impl<'a> Rebuilder<'a> {
             self.pipe(record)
                 .doing(|| format!("making pipe {} anew", record.inode.ino))?;
         }
+        self.masters = pty::rebuild(self.files, &mut self.opener, &mut self.made)?;
         for file in &self.files.open_files {
             if !self.made.contains_key(&file.id)
                 && let Some(fd) = self.one(file).doing(|| describe(file))?
@@ -142,6 +148,7 @@ impl<'a> Rebuilder<'a> {
         Ok(Rebuilt {
             files: self.made,
             in_target,
+            masters: self.masters,
         })
     }
 
@@ -186,8 +193,13 @@ impl<'a> Rebuilder<'a> {
                     "the image is damaged",
                 ));
             }
-            other => {
-                return Err(Error::bug(format!("{other:?} cannot be made yet")));
+            FileKind::PtyMaster { pty, .. } | FileKind::PtySlave { pty, .. } => {
+                return Err(Error::coded(
+                    "E-IMAGE-PTY",
+                    Exit::Image,
+                    format!("there is no record of terminal {pty}"),
+                    "the image is damaged",
+                ));
             }
         }))
     }

@@ -2,6 +2,7 @@
 //! captured again; and the new ones behave as the old.
 
 mod objects;
+mod terminals;
 
 use super::*;
 use crate::error::Refusals;
