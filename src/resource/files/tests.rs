@@ -2,6 +2,7 @@
 //! captured again; and the new ones behave as the old.
 
 mod objects;
+mod places;
 mod terminals;
 
 use super::*;
@@ -80,6 +81,40 @@ pub(super) fn rebuild(captured: &Captured, processes: BTreeMap<i32, i32>) -> Res
             streams: [None, None, None],
             memory: BTreeMap::new(),
             contents: &members,
+            strict: true,
+        },
+    )?;
+    rebuilder.build()?;
+    rebuilder.finish()
+}
+
+/// A child in that mount namespace.
+pub(super) fn inhabitant(world: &OwnedFd, fds: &[Numbered<'_>]) -> Sleeper {
+    let mut fds = fds.to_vec();
+    fds.push((world.as_fd(), 400));
+    sleeper(&fds, || crate::sys::testing::enter(400))
+}
+
+/// As [`rebuild`], there.
+pub(super) fn rebuild_in(world: &OwnedFd, captured: &Captured) -> Result<Rebuilt> {
+    rebuild_with(world, captured, &Members::default())
+}
+
+/// As [`rebuild_in`], with content.
+pub(super) fn rebuild_with(
+    world: &OwnedFd,
+    captured: &Captured,
+    members: &Members,
+) -> Result<Rebuilt> {
+    let mut rebuilder = Rebuilder::new(
+        &captured.files,
+        Env {
+            mount_namespace: world.as_fd(),
+            processes: BTreeMap::new(),
+            external: BTreeMap::new(),
+            streams: [None, None, None],
+            memory: BTreeMap::new(),
+            contents: members,
             strict: true,
         },
     )?;

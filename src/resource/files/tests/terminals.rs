@@ -1,7 +1,6 @@
 //! Terminals, each test with a devpts instance of its own.
 
 use super::*;
-use crate::sys::testing::enter;
 use crate::sys::tty;
 use nix::mount::{MsFlags, mount};
 
@@ -35,30 +34,6 @@ fn terminal(view: &View) -> Terminal {
     let path = format!("/dev/pts/{}", tty::index(master.as_fd()).unwrap());
     let slave = view.open(path.as_bytes(), flags, Mode::empty()).unwrap();
     Terminal { master, slave }
-}
-
-fn inhabitant(world: &OwnedFd, fds: &[Numbered<'_>]) -> Sleeper {
-    let mut fds = fds.to_vec();
-    fds.push((world.as_fd(), 400));
-    sleeper(&fds, || enter(400))
-}
-
-fn rebuild_in(world: &OwnedFd, captured: &Captured) -> Result<Rebuilt> {
-    let nothing = Members::default();
-    let mut rebuilder = Rebuilder::new(
-        &captured.files,
-        Env {
-            mount_namespace: world.as_fd(),
-            processes: BTreeMap::new(),
-            external: BTreeMap::new(),
-            streams: [None, None, None],
-            memory: BTreeMap::new(),
-            contents: &nothing,
-            strict: true,
-        },
-    )?;
-    rebuilder.build()?;
-    rebuilder.finish()
 }
 
 #[test]
