@@ -265,6 +265,8 @@ pub struct Pipe {
     pub gid: u32,
     /// Permission bits of the pipe's inode.
     pub mode: u32,
+    /// A FIFO whose readers wait for the first writer, and have not seen one go.
+    pub expectant: bool,
     /// The member with the queue.
     pub member: Option<String>,
     /// How the queue is cut, in order.

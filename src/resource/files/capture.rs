@@ -247,7 +247,9 @@ impl<'a> Capturer<'a> {
         if let Some(subject) = self.subjects.iter().find(|one| one.host_pid == host) {
             return Some(subject.pid);
         }
-        let text = Process::new(host).text("status").ok()?;
+        let Ok(text) = Process::new(host).text("status") else {
+            return self.inner_group(host);
+        };
         let field = |name: &str| -> Option<Vec<i32>> {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_ascii_whitespace()
@@ -257,6 +259,14 @@ impl<'a> Capturer<'a> {
         let group = field("Tgid:")?.first().copied()?;
         self.subjects.iter().find(|one| one.host_pid == group)?;
         field("NSpid:")?.last().copied()
+    }
+
+    /// The number in the container of a process group whose leader is gone, from a member.
+    fn inner_group(&self, host: i32) -> Option<i32> {
+        self.subjects.iter().find_map(|subject| {
+            let status = Process::new(subject.host_pid).status().ok()?;
+            (*status.ns_pgid.first()? == host).then(|| status.ns_pgid.last().copied())?
+        })
     }
 
     /// Locates a file that a process has (cwd, root, exe, a mapping): `fd` is it (O_PATH allowed),
@@ -404,6 +414,7 @@ impl<'a> Capturer<'a> {
         if outside && !fifo {
             return Ok(None);
         }
+        pipe.expectant = fifo && outside && writer.is_none();
         let mut content = None;
         if let Some((id, ..)) = reader {
             let fd = self.duplicate(*id)?;

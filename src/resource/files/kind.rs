@@ -71,9 +71,10 @@ impl Found<'_> {
     }
 }
 
-/// nsfs, secretmem: `<linux/magic.h>`.
+/// nsfs, secretmem, mqueue: `<linux/magic.h>`.
 const NSFS: i64 = 0x6e73_6673;
 const SECRETMEM: i64 = 0x5345_434d;
+const MQUEUE: i64 = 0x1980_0202;
 
 impl Capturer<'_> {
     /// Describes an open file; `None` where it was refused.
@@ -180,6 +181,10 @@ impl Capturer<'_> {
             .filesystem_type();
         let (code, what) = match magic {
             SECRETMEM => ("E-SECRETMEM", "secret memory, which nobody else can read"),
+            MQUEUE => (
+                "E-MQUEUE",
+                "a POSIX message queue, whose messages nobody can read without taking them",
+            ),
             NSFS if !found.link.starts_with(b"/") => return Ok(self.namespace(found, refusals)),
             _ if self.is_memory(found)? => {
                 let memory = inode(&found.status);

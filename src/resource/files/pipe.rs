@@ -1,13 +1,17 @@
 //! Pipes and FIFOs: their ends, what is queued, what only the outside holds.
 
-use super::flags;
+use super::reference::{Opener, reopen};
+use super::{Contents, flags};
 use crate::error::{Context, Error, Exit, Result};
-use crate::image::files::{Pipe, PipePiece};
+use crate::image::files::{
+    FileId, FileKind, FileReference, Files, Inode, OpenFile, Pipe, PipePiece,
+};
 use crate::sys::{pipe as sys, statx};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Gid, Uid, pipe2, read, write};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,6 +47,7 @@ pub(super) fn describe(fd: BorrowedFd<'_>) -> Result<Pipe> {
         uid: status.uid,
         gid: status.gid,
         mode: status.mode & 0o7777,
+        expectant: false,
         member: None,
         pieces: Vec::new(),
     })
@@ -95,8 +100,104 @@ pub(super) fn content(fd: BorrowedFd<'_>, capacity: u64) -> Result<(Vec<u8>, Vec
 
 const PAGE: usize = 4096;
 
+/// Makes all pipes and FIFOs, their ends and queues.
+pub(super) fn rebuild(
+    files: &Files,
+    opener: &mut Opener<'_>,
+    contents: &dyn Contents,
+    made: &mut BTreeMap<FileId, OwnedFd>,
+) -> Result<()> {
+    let mut ends: HashMap<Inode, Vec<&OpenFile>> = HashMap::new();
+    for file in &files.open_files {
+        if let FileKind::Pipe { pipe } | FileKind::Fifo { pipe, .. } = &file.kind {
+            ends.entry(*pipe).or_default().push(file);
+        }
+    }
+    for record in &files.pipes {
+        let ends = ends.remove(&record.inode).unwrap_or_default();
+        let doing = || format!("making pipe {} anew", record.inode.ino);
+        let fifo = ends.iter().find_map(|file| match &file.kind {
+            FileKind::Fifo { file, .. } => Some(file),
+            _ => None,
+        });
+        let holder = match fifo {
+            Some(reference) => open_fifo(record, reference, &ends, opener, made),
+            None => open_pipe(record, &ends, made),
+        };
+        let Some(holder) = holder.doing(doing)? else {
+            if let Some(end) = ends.first().and_then(|file| made.get(&file.id)) {
+                size(record, end.as_fd()).doing(doing)?;
+            }
+            continue;
+        };
+        // A FIFO that others on this host still hold open has kept its queue.
+        let kept = sys::readable(holder.as_fd()).doing(doing)? > 0;
+        let mut reader = match &record.member {
+            Some(member) if !kept => Some(contents.open(member)?),
+            _ => None,
+        };
+        let reader = reader.as_mut().map(|reader| reader as &mut dyn Read);
+        fill(record, holder, reader).doing(doing)?;
+    }
+    Ok(())
+}
+
+/// Opens the ends of a new pipe; what is handed back can read and write, and closes what is not in
+/// `made` when it is dropped.
+fn open_pipe(
+    record: &Pipe,
+    ends: &[&OpenFile],
+    made: &mut BTreeMap<FileId, OwnedFd>,
+) -> Result<Option<OwnedFd>> {
+    let (out, into) = create(record)?;
+    let holder = reopen(out.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+    let (mut out, mut into) = (Some(out), Some(into));
+    for file in ends {
+        let bits = flags::bits(&file.flags)?;
+        let original = match bits & libc::O_ACCMODE {
+            libc::O_RDONLY => out.take(),
+            libc::O_WRONLY => into.take(),
+            _ => None,
+        };
+        let asked = OFlag::from_bits_retain(bits & libc::O_ACCMODE) | OFlag::O_NONBLOCK;
+        let fd = match original {
+            Some(fd) => fd,
+            None => reopen(holder.as_fd(), asked)?,
+        };
+        made.insert(file.id, fd);
+    }
+    Ok(Some(holder))
+}
+
+/// Opens the ends of a FIFO. A reader that no writer has come to yet does not see the end of one:
+/// then nothing that can write is opened.
+fn open_fifo(
+    record: &Pipe,
+    reference: &FileReference,
+    ends: &[&OpenFile],
+    opener: &mut Opener<'_>,
+    made: &mut BTreeMap<FileId, OwnedFd>,
+) -> Result<Option<OwnedFd>> {
+    let both = libc::O_RDWR | libc::O_NONBLOCK;
+    let mut holder = None;
+    if !record.expectant {
+        holder = Some(opener.open(reference, both)?);
+    }
+    for file in ends {
+        let FileKind::Fifo { file: path, .. } = &file.kind else {
+            continue;
+        };
+        let bits = flags::bits(&file.flags)?;
+        made.insert(file.id, opener.open(path, bits | libc::O_NONBLOCK)?);
+    }
+    if holder.is_none() && record.member.is_some() {
+        holder = Some(opener.open(reference, both)?);
+    }
+    Ok(holder)
+}
+
 /// A new pipe: reading end, writing end, both non-blocking.
-pub(super) fn create(record: &Pipe) -> Result<(OwnedFd, OwnedFd)> {
+fn create(record: &Pipe) -> Result<(OwnedFd, OwnedFd)> {
     let (out, into) =
         pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing(|| "making a pipe".to_owned())?;
     nix::unistd::fchown(
@@ -110,13 +211,18 @@ pub(super) fn create(record: &Pipe) -> Result<(OwnedFd, OwnedFd)> {
     Ok((out, into))
 }
 
-/// Gives a pipe its size and queue. `into` is a non-blocking writing end of its own.
-pub(super) fn fill(record: &Pipe, into: OwnedFd, reader: Option<&mut dyn Read>) -> Result<()> {
+/// Gives a pipe its size, in bytes.
+fn size(record: &Pipe, end: BorrowedFd<'_>) -> Result<usize> {
     let capacity = usize::try_from(record.capacity).map_err(|_| Errno::EINVAL)?;
-    if sys::capacity(into.as_fd())? != capacity {
-        sys::set_capacity(into.as_fd(), capacity)
-            .doing(|| format!("giving a pipe {capacity} bytes"))?;
+    if sys::capacity(end)? != capacity {
+        sys::set_capacity(end, capacity).doing(|| format!("giving a pipe {capacity} bytes"))?;
     }
+    Ok(capacity)
+}
+
+/// Gives a pipe its size and queue. `into` is a non-blocking writing end of its own.
+fn fill(record: &Pipe, into: OwnedFd, reader: Option<&mut dyn Read>) -> Result<()> {
+    let capacity = size(record, into.as_fd())?;
     let Some(reader) = reader else {
         return Ok(());
     };

@@ -8,9 +8,10 @@ use super::{
 };
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::files::{
-    External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, Pipe, PosixLock,
+    External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, PosixLock,
 };
-use crate::sys::{owner, pipe as pipe_sys};
+use crate::sys::owner;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Whence, lseek};
 use std::collections::{BTreeMap, HashMap};
@@ -96,10 +97,27 @@ impl<'a> Rebuilder<'a> {
 
     /// Makes everything but sockets.
     pub fn build(&mut self) -> Result<()> {
-        for record in &self.files.pipes {
-            self.pipe(record)
-                .doing(|| format!("making pipe {} anew", record.inode.ino))?;
+        match self.build_all() {
+            Err(error) if error.errno() == Some(Errno::EMFILE) => Err(Error::coded(
+                "E-HOST-NOFILE",
+                Exit::Host,
+                format!(
+                    "{} open files are more than this process may have: {error}",
+                    self.files.open_files.len()
+                ),
+                "raise the limit of open files (ulimit -n)",
+            )),
+            other => other,
         }
+    }
+
+    fn build_all(&mut self) -> Result<()> {
+        pipe::rebuild(
+            self.files,
+            &mut self.opener,
+            self.env.contents,
+            &mut self.made,
+        )?;
         self.masters = pty::rebuild(self.files, &mut self.opener, &mut self.made)?;
         for file in &self.files.open_files {
             if !self.made.contains_key(&file.id)
@@ -202,64 +220,6 @@ impl<'a> Rebuilder<'a> {
                 ));
             }
         }))
-    }
-
-    /// Both ends of a pipe (or FIFO) from one object, then its queue.
-    fn pipe(&mut self, record: &Pipe) -> Result<()> {
-        let files = self.files;
-        let ends = files.open_files.iter().filter(|file| match &file.kind {
-            FileKind::Pipe { pipe } | FileKind::Fifo { pipe, .. } => *pipe == record.inode,
-            _ => false,
-        });
-        let mut fresh: Option<(Option<OwnedFd>, Option<OwnedFd>)> = None;
-        let mut holder = None;
-        for file in ends {
-            let bits = flags::bits(&file.flags)?;
-            let asked = OFlag::from_bits_retain(bits & libc::O_ACCMODE) | OFlag::O_NONBLOCK;
-            if let FileKind::Fifo {
-                file: reference, ..
-            } = &file.kind
-            {
-                if holder.is_none() {
-                    let both = libc::O_RDWR | libc::O_NONBLOCK;
-                    holder = Some(self.opener.open(reference, both)?);
-                }
-                let fd = self.opener.open(reference, bits | libc::O_NONBLOCK)?;
-                self.made.insert(file.id, fd);
-                continue;
-            }
-            if fresh.is_none() {
-                let (out, into) = pipe::create(record)?;
-                holder = Some(reopen(out.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?);
-                fresh = Some((Some(out), Some(into)));
-            }
-            let original = fresh
-                .as_mut()
-                .and_then(|(out, into)| match bits & libc::O_ACCMODE {
-                    libc::O_RDONLY => out.take(),
-                    libc::O_WRONLY => into.take(),
-                    _ => None,
-                });
-            let fd = match (original, &holder) {
-                (Some(fd), _) => fd,
-                (None, Some(holder)) => reopen(holder.as_fd(), asked)?,
-                (None, None) => return Err(Error::bug("a pipe without holder")),
-            };
-            self.made.insert(file.id, fd);
-        }
-        let Some(holder) = holder else {
-            return Ok(());
-        };
-        // A FIFO that others on this host still hold open has kept its queue.
-        let kept = pipe_sys::readable(holder.as_fd())? > 0;
-        let mut reader = match &record.member {
-            Some(member) if !kept => Some(self.env.contents.open(member)?),
-            _ => None,
-        };
-        let reader = reader
-            .as_mut()
-            .map(|reader| reader as &mut dyn std::io::Read);
-        pipe::fill(record, holder, reader)
     }
 
     /// What the caller gave. Pipes and devices get an open file of their own each time; of others

@@ -398,6 +398,28 @@ fn fifos_keep_their_queue() {
 }
 
 #[test]
+fn a_fifo_that_waits_for_its_first_writer_goes_on_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let reader = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK);
+    let ends = |fd: &OwnedFd| pipe::Sides::of(fd.as_fd(), libc::O_RDONLY).unwrap().alone;
+    let child = sleeper(&[(reader.as_fd(), 3)], || 0);
+    let (captured, _) = capture(&[&child]);
+    drop((child, reader));
+    let rebuilt = rebuild(&captured, BTreeMap::new()).unwrap();
+    let reader = &rebuilt.files[&FileId(0)];
+    assert!(!ends(reader));
+    drop(open(&path, OFlag::O_WRONLY));
+    assert!(ends(reader));
+    let child = sleeper(&[(reader.as_fd(), 3)], || 0);
+    let (captured, _) = capture(&[&child]);
+    drop((child, rebuilt));
+    let rebuilt = rebuild(&captured, BTreeMap::new()).unwrap();
+    assert!(ends(&rebuilt.files[&FileId(0)]));
+}
+
+#[test]
 fn deleted_files_come_back_without_a_name_and_are_shared() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sub/log");
