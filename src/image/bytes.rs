@@ -54,7 +54,7 @@ impl NameBytes {
         let mut bytes = Vec::new();
         let mut rest = text;
         while let Some(at) = rest.find('\\') {
-            bytes.extend(rest[..at].as_bytes());
+            bytes.extend(&rest.as_bytes()[..at]);
             let hex = rest.get(at + 1..at + 4)?.strip_prefix('x')?;
             bytes.push(u8::from_str_radix(hex, 16).ok()?);
             rest = &rest[at + 4..];

@@ -19,13 +19,16 @@ pub mod owner;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
+pub mod scratch;
 pub mod signalfd;
 pub mod sock_diag;
 pub mod socket;
 pub mod statx;
+pub mod tcp_repair;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
 pub mod tty;
+pub mod undo;
 pub mod uts;
 pub mod xattr;

@@ -303,6 +303,48 @@ pub fn receive(fd: impl AsFd, flags: i32, room: usize) -> Result<Option<Message>
     }))
 }
 
+/// Peeks at `size` bytes of a Unix stream with only `accessible` bytes of memory to put them:
+/// returns the length of the messages that fit there whole, 0 when not even the first does.
+pub fn peek_whole(fd: impl AsFd, size: usize, accessible: usize) -> Result<usize, Errno> {
+    const PAGE: usize = 4096;
+    let before = accessible.next_multiple_of(PAGE);
+    let length = before + size.saturating_sub(accessible).next_multiple_of(PAGE) + PAGE;
+    // SAFETY: a fresh private mapping without access, that nothing else knows of, given back below.
+    // The kernel writes only to the part made writable; a fault in the rest is an errno.
+    unsafe {
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let mut got = Ok(0);
+        if before > 0 {
+            let writable = libc::PROT_READ | libc::PROT_WRITE;
+            got = Errno::result(libc::mprotect(start, before, writable) as libc::ssize_t);
+        }
+        if got.is_ok() {
+            got = Errno::result(libc::recv(
+                fd.as_fd().as_raw_fd(),
+                start.cast::<u8>().add(before - accessible).cast(),
+                size,
+                libc::MSG_PEEK | libc::MSG_DONTWAIT,
+            ));
+        }
+        libc::munmap(start, length);
+        match got {
+            Ok(got) => Ok(got as usize),
+            Err(Errno::EFAULT) => Ok(0),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
 /// # Safety
 ///
 /// `header` must have been filled by a successful recvmsg(2), its control buffer must live, and the
