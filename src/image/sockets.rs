@@ -6,7 +6,7 @@
 use crate::image::bytes::{Bytes, NameBytes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// All sockets of one network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,9 +292,27 @@ pub struct Udp {
     /// shutdown(SHUT_WR).
     #[serde(default, skip_serializing_if = "is_false")]
     pub shut_write: bool,
+    /// Multicast groups joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Membership>,
     /// What can be received, first datagram first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queue: Vec<UdpMessage>,
+}
+
+/// A multicast group that a socket has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The group.
+    pub group: IpAddr,
+    /// The network device.
+    pub device: String,
+    /// `sources` are left out, rather than the only ones let in.
+    pub exclude: bool,
+    /// See above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpAddr>,
 }
 
 /// A datagram in a queue.

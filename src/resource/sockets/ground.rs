@@ -16,14 +16,16 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// With `lo` up and the directories that tests bind in.
+    /// With `lo` up, a way to 8.8.8.8 and the directories that tests bind in.
     pub fn new() -> Self {
         let net = ns::fresh_with(Kind::Net, || {
-            let done = std::process::Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .doing(|| "running ip")?;
-            assert!(done.success());
+            for args in ["link set lo up", "route add 8.8.8.0/24 dev lo"] {
+                let done = std::process::Command::new("ip")
+                    .args(args.split(' '))
+                    .status()
+                    .doing(|| "running ip")?;
+                assert!(done.success());
+            }
             Ok(())
         })
         .unwrap();

@@ -11,6 +11,8 @@
 mod address;
 #[cfg(test)]
 mod ground;
+mod multicast;
+mod netlink;
 pub mod options;
 mod queue;
 mod tcp;
@@ -18,13 +20,16 @@ mod tcp_build;
 mod tcp_outside;
 #[cfg(test)]
 mod tcp_tests;
+mod udp;
+#[cfg(test)]
+mod udp_tests;
 mod unix;
 mod unix_build;
 #[cfg(test)]
 mod unix_tests;
 
-use crate::error::{Context, Error, Refusals, Result};
-use crate::image::sockets::{Common, Sockets};
+use crate::error::{Context, Error, Exit, Refusals, Result};
+use crate::image::sockets::{Common, Netlink, Sockets, Udp};
 use crate::sys::{ns, sock_diag, socket};
 use nix::sys::stat::{SFlag, fstat};
 use queue::Guard;
@@ -83,6 +88,11 @@ struct Collector<'a> {
     addresses: HashSet<IpAddr>,
     tcp: Vec<sock_diag::Inet>,
     tcp_found: Vec<tcp::Found>,
+    udp: Vec<sock_diag::Inet>,
+    udp_found: Vec<Udp>,
+    /// Multicast groups joined by anybody in the namespace.
+    groups: Vec<multicast::Group>,
+    netlink_found: Vec<Netlink>,
     unix: HashMap<u64, sock_diag::Unix>,
     unix_found: Vec<unix::Found>,
     unix_files: HashMap<(u64, u64), u64>,
@@ -131,10 +141,19 @@ pub fn collect<'a>(
     adopt: &'a mut Adopt<'a>,
     refusals: &'a mut Refusals,
 ) -> Result<Sockets> {
-    let (unix, tcp, addresses) = ns::inside(&[place.net], || {
-        let mut tcp = sock_diag::inet(libc::AF_INET, libc::IPPROTO_TCP)?;
-        tcp.extend(sock_diag::inet(libc::AF_INET6, libc::IPPROTO_TCP)?);
-        Ok((sock_diag::unix()?, tcp, addresses()?))
+    let (unix, tcp, udp, addresses, groups) = ns::inside(&[place.net], || {
+        let both = |protocol| -> Result<Vec<sock_diag::Inet>> {
+            let mut all = sock_diag::inet(libc::AF_INET, protocol)?;
+            all.extend(sock_diag::inet(libc::AF_INET6, protocol)?);
+            Ok(all)
+        };
+        Ok((
+            sock_diag::unix()?,
+            both(libc::IPPROTO_TCP)?,
+            both(libc::IPPROTO_UDP)?,
+            addresses()?,
+            multicast::groups()?,
+        ))
     })?;
     let mut collector = Collector {
         choices,
@@ -146,6 +165,10 @@ pub fn collect<'a>(
         addresses,
         tcp,
         tcp_found: Vec::new(),
+        udp,
+        udp_found: Vec::new(),
+        groups,
+        netlink_found: Vec::new(),
         unix: unix.into_iter().map(|one| (one.inode, one)).collect(),
         unix_found: Vec::new(),
         unix_files: HashMap::new(),
@@ -159,11 +182,15 @@ pub fn collect<'a>(
         }
         guard.disarm();
     }
-    Ok(Sockets {
+    let mut all = Sockets {
         unix: unix::resolve(&mut collector),
         tcp: tcp::resolve(&mut collector)?,
-        ..Sockets::default()
-    })
+        udp: collector.udp_found,
+        netlink: collector.netlink_found,
+    };
+    all.udp.sort_by_key(|one| one.common.id);
+    all.netlink.sort_by_key(|one| one.common.id);
+    Ok(all)
 }
 
 /// The addresses of the calling thread's network namespace.
@@ -179,23 +206,57 @@ fn addresses() -> Result<HashSet<IpAddr>> {
 }
 
 fn one(taken: &Taken, collector: &mut Collector<'_>, guard: &mut Guard<'_>) -> Result<()> {
-    match options::kind(taken.fd.as_fd())? {
-        (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
-            tcp::collect(taken, false, collector)
+    use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX};
+    use libc::{IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM};
+    let (domain, kind, protocol) = options::kind(taken.fd.as_fd())?;
+    match (domain, kind, protocol) {
+        (AF_UNIX, ..) => unix::collect(taken, collector, guard),
+        (AF_INET | AF_INET6, SOCK_STREAM, IPPROTO_TCP) => {
+            tcp::collect(taken, domain == AF_INET6, collector)
         }
-        (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
-            tcp::collect(taken, true, collector)
+        (AF_INET | AF_INET6, SOCK_DGRAM, IPPROTO_UDP) => {
+            udp::collect(taken, domain == AF_INET6, collector, guard)
         }
-        (libc::AF_UNIX, ..) => unix::collect(taken, collector, guard),
-        (domain, kind, protocol) => {
+        (AF_NETLINK, ..) => netlink::collect(taken, kind, protocol, collector),
+        _ => {
+            let (code, what) = unsupported(domain, kind, protocol);
             collector.refusals.add(
-                "E-SOCKET-FAMILY",
+                code,
                 taken.who.as_str(),
-                format!("a socket of family {domain}, type {kind}, protocol {protocol}"),
-                "close it",
+                format!("{what} (family {domain}, type {kind}, protocol {protocol})"),
+                "close it before the checkpoint",
             );
             Ok(())
         }
+    }
+}
+
+/// The code and the name of a kind of socket that is not taken along.
+fn unsupported(domain: i32, kind: i32, protocol: i32) -> (&'static str, &'static str) {
+    match (domain, kind, protocol) {
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_MPTCP) => {
+            ("E-SOCKET-MPTCP", "a Multipath TCP socket")
+        }
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_UDPLITE) => {
+            ("E-SOCKET-UDPLITE", "a UDP-Lite socket")
+        }
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_SCTP) => {
+            ("E-SOCKET-SCTP", "an SCTP socket")
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, _) => {
+            ("E-SOCKET-PING", "an ICMP echo socket")
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => ("E-SOCKET-RAW", "a raw socket"),
+        (libc::AF_PACKET, ..) => ("E-SOCKET-PACKET", "a packet socket"),
+        (libc::AF_VSOCK, ..) => ("E-SOCKET-VSOCK", "a socket to the hypervisor"),
+        (libc::AF_ALG, ..) => ("E-SOCKET-ALG", "a kernel cryptography socket"),
+        (libc::AF_XDP, ..) => ("E-SOCKET-XDP", "an XDP socket"),
+        (libc::AF_BLUETOOTH, ..) => ("E-SOCKET-BLUETOOTH", "a Bluetooth socket"),
+        (libc::AF_CAN, ..) => ("E-SOCKET-CAN", "a CAN socket"),
+        _ => (
+            "E-SOCKET-FAMILY",
+            "a socket of a family that is not supported",
+        ),
     }
 }
 
@@ -222,6 +283,8 @@ pub fn rebuild(target: Target<'_>, sockets: &Sockets) -> Result<Rebuilt> {
         let mut fds = BTreeMap::new();
         let unix = unix_build::make(target.root, &sockets.unix, &mut fds)?;
         let tcp = tcp_build::make(&sockets.tcp, &mut fds)?;
+        udp::make(&sockets.udp, &mut fds)?;
+        netlink::make(&sockets.netlink, &mut fds)?;
         Ok(Rebuilt { fds, unix, tcp })
     })
     .doing(|| "rebuilding the sockets")
@@ -247,7 +310,9 @@ impl Rebuilt {
         let fds = &self.fds;
         ns::inside(&[target.net], || {
             unix_build::finish(target.root, &sockets.unix, fds, ghosts, files, host_pid)?;
-            tcp_build::finish(&sockets.tcp, fds, tcp_ghosts)
+            tcp_build::finish(&sockets.tcp, fds, tcp_ghosts)?;
+            udp::finish(&sockets.udp, fds)?;
+            netlink::finish(&sockets.netlink, fds)
         })
         .doing(|| "filling the sockets' queues")?;
         Ok(self.fds)
@@ -255,14 +320,9 @@ impl Rebuilt {
 }
 
 fn of(fds: &BTreeMap<u64, OwnedFd>, id: u64) -> Result<BorrowedFd<'_>> {
-    fds.get(&id).map(AsFd::as_fd).ok_or_else(|| {
-        Error::coded(
-            "E-IMAGE-SOCKET",
-            crate::error::Exit::Image,
-            format!("the image names socket {id} but does not hold it"),
-            "",
-        )
-    })
+    fds.get(&id)
+        .map(AsFd::as_fd)
+        .ok_or_else(|| damaged(format!("the image names socket {id} but does not hold it")))
 }
 
 fn own(fd: BorrowedFd<'_>, common: &Common) -> Result<()> {
@@ -280,4 +340,27 @@ fn fresh(domain: i32, kind: i32, protocol: i32, common: &Common) -> Result<Owned
     own(fd.as_fd(), common)?;
     options::set_early(fd.as_fd(), &common.options)?;
     Ok(fd)
+}
+
+fn damaged(what: impl Into<String>) -> Error {
+    Error::coded("E-IMAGE-SOCKET", Exit::Image, what, "")
+}
+
+/// How long the kernel may take to deliver within this host, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// Delivery within the host is done in a moment, but by somebody else.
+fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    for waited in 0..PATIENCE {
+        if done()? {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(waited > 0)));
+    }
+    Err(Error::coded(
+        "E-SOCKET-DELIVERY",
+        Exit::Failure,
+        format!("waited {PATIENCE} ms for {what}"),
+        "look for packet filters in the container's network namespace",
+    ))
 }

@@ -1,6 +1,7 @@
 //! Reading a receive queue without taking anything from it.
 
-use crate::error::{Context, Error, Exit, Result};
+use super::Taken;
+use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::sys::socket::{self, Control, Message};
 use crate::sys::undo::Undo;
 use std::os::fd::BorrowedFd;
@@ -68,6 +69,24 @@ fn has_rights(message: &Message) -> bool {
         .control
         .iter()
         .any(|control| matches!(control, Control::Rights(_)))
+}
+
+/// A waiting error (ECONNREFUSED, ECONNRESET) would be told to whoever looks into a datagram queue
+/// first, and then be gone. True where there is one and nothing else; with messages besides, the
+/// socket is refused.
+pub fn error_first(taken: &Taken, refusals: &mut Refusals) -> Result<bool> {
+    if socket::ready(&taken.fd).doing(|| "polling a socket")? & libc::POLLERR == 0 {
+        return Ok(false);
+    }
+    if socket::in_queue(&taken.fd).unwrap_or(0) > 0 {
+        refusals.add(
+            "E-SOCKET-ERROR-PENDING",
+            taken.who.as_str(),
+            "an error waits to be told before the messages in the queue, and looking would take it",
+            "let the program read first",
+        );
+    }
+    Ok(true)
 }
 
 /// All datagrams (or packets) in the queue, first one first. At the end of a stopped sequenced-packet

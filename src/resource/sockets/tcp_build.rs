@@ -5,8 +5,8 @@
 //! connect that waited to be accepted. SO_REUSEADDR is on for all of them until the end, when it is
 //! set to what it was.
 
-use super::{address, fresh, of, options, own};
-use crate::error::{Context, Error, Exit, Result};
+use super::{PATIENCE, address, damaged, fresh, of, options, own, wait_until};
+use crate::error::{Context, Error, Result};
 use crate::image::sockets::{Common, Tcp, TcpState};
 use crate::sys::socket::{self, Along};
 use nix::errno::Errno;
@@ -16,13 +16,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Other ends that are closed, kept until what they had sent is sent again.
 pub(super) type Ghosts = BTreeMap<u64, OwnedFd>;
-
-/// How long the kernel may take to deliver within this host, in milliseconds.
-const PATIENCE: u64 = 10_000;
-
-fn damaged(what: impl Into<String>) -> Error {
-    Error::coded("E-IMAGE-SOCKET", Exit::Image, what, "")
-}
 
 fn new_socket(record: &Tcp) -> Result<OwnedFd> {
     tcp_socket(record.v6, &record.common)
@@ -371,22 +364,6 @@ fn send_all(fd: BorrowedFd<'_>, mut data: &[u8]) -> Result<()> {
         }
         Ok(true)
     })
-}
-
-/// Delivery within the host is done in a moment, but by somebody else.
-fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    for waited in 0..PATIENCE {
-        if done()? {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(waited > 0)));
-    }
-    Err(Error::coded(
-        "E-SOCKET-DELIVERY",
-        Exit::Failure,
-        format!("waited {PATIENCE} ms for {what}"),
-        "look for packet filters in the container's network namespace",
-    ))
 }
 
 fn settle(

@@ -75,8 +75,7 @@ pub(super) fn collect(
     let messages = match kind {
         _ if listening => Vec::new(),
         UnixKind::Stream => queue::stream(fd, guard)?,
-        // A waiting error would be taken by looking into an empty queue.
-        _ if reset && socket::in_queue(fd).unwrap_or(0) == 0 => Vec::new(),
+        _ if queue::error_first(taken, collector.refusals)? => Vec::new(),
         // Reading a sequenced-packet socket that has no connection fails.
         UnixKind::SeqPacket if !connected => Vec::new(),
         UnixKind::SeqPacket => queue::datagrams(fd, diag.shutdown & 1 != 0, guard)?,

@@ -6,8 +6,8 @@
 //! (SIOCUNIXFILE), so that no path has to lead there any more. A connection whose listener is closed
 //! gets a passing listener of the same name; both names then read as they did.
 
-use super::{fresh, of, options, own};
-use crate::error::{Context, Error, Exit, Result};
+use super::{damaged, fresh, of, options, own};
+use crate::error::{Context, Error, Result};
 use crate::image::bytes::NameBytes;
 use crate::image::sockets::{Unix, UnixFile, UnixKind, UnixMessage, UnixState};
 use crate::sys::scratch::{detached_tmpfs, rooted};
@@ -41,10 +41,6 @@ fn raw_address(name: &NameBytes) -> RawAddress {
         address.push(0);
     }
     address
-}
-
-fn damaged(what: impl Into<String>) -> Error {
-    Error::coded("E-IMAGE-SOCKET", Exit::Image, what, "")
 }
 
 /// Names sockets.
