@@ -57,6 +57,16 @@ impl Ground {
         choices: Choices,
         files: &mut BTreeMap<u64, OwnedFd>,
     ) -> (Sockets, Refusals) {
+        let (captured, refusals) = self.capture(sockets, choices, files);
+        (captured.sockets, refusals)
+    }
+
+    pub fn capture(
+        &self,
+        sockets: &[OwnedFd],
+        choices: Choices,
+        files: &mut BTreeMap<u64, OwnedFd>,
+    ) -> (Captured, Refusals) {
         let mut refusals = Refusals::new();
         let place = Place {
             net: self.net.as_fd(),

@@ -14,10 +14,12 @@ mod ground;
 mod multicast;
 mod netlink;
 pub mod options;
+#[cfg(test)]
+mod outside_tests;
 mod queue;
 mod tcp;
 mod tcp_build;
-mod tcp_outside;
+pub mod tcp_outside;
 #[cfg(test)]
 mod tcp_tests;
 mod udp;
@@ -37,6 +39,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+pub use tcp_outside::Outside;
 
 /// A socket to capture.
 #[derive(Debug)]
@@ -132,6 +135,15 @@ fn common(taken: &Taken, connected: bool, refusals: &mut Refusals) -> Result<Com
     })
 }
 
+/// What [`collect`] found.
+#[derive(Debug)]
+pub struct Captured {
+    /// The records.
+    pub sockets: Sockets,
+    /// Connections that lead outside and are kept: to be held until the processes go on or are dead.
+    pub outside: Outside,
+}
+
 /// Captures `sockets` while every process that holds them is stopped. Sockets in flight are captured
 /// as well, under the ids that `adopt` gives them.
 pub fn collect<'a>(
@@ -140,7 +152,7 @@ pub fn collect<'a>(
     choices: Choices,
     adopt: &'a mut Adopt<'a>,
     refusals: &'a mut Refusals,
-) -> Result<Sockets> {
+) -> Result<Captured> {
     let (unix, tcp, udp, addresses, groups) = ns::inside(&[place.net], || {
         let both = |protocol| -> Result<Vec<sock_diag::Inet>> {
             let mut all = sock_diag::inet(libc::AF_INET, protocol)?;
@@ -182,15 +194,19 @@ pub fn collect<'a>(
         }
         guard.disarm();
     }
+    let (tcp, outside) = tcp::resolve(&mut collector)?;
     let mut all = Sockets {
         unix: unix::resolve(&mut collector),
-        tcp: tcp::resolve(&mut collector)?,
+        tcp,
         udp: collector.udp_found,
         netlink: collector.netlink_found,
     };
     all.udp.sort_by_key(|one| one.common.id);
     all.netlink.sort_by_key(|one| one.common.id);
-    Ok(all)
+    Ok(Captured {
+        sockets: all,
+        outside,
+    })
 }
 
 /// The addresses of the calling thread's network namespace.

@@ -6,7 +6,8 @@
 //! TCP_REPAIR shows them: both ends are put in repair mode for the few microseconds that it takes,
 //! and a guard takes them out of it should this process be killed ([`crate::sys::undo`]).
 
-use super::{Collector, Taken, address, common, tcp_outside};
+use super::tcp_outside::{self, Outside};
+use super::{Collector, Taken, address, common};
 use crate::error::{Context, Error, Result};
 use crate::image::bytes::Bytes;
 use crate::image::sockets::{Tcp, TcpState};
@@ -177,7 +178,7 @@ fn listener_of(waiting: &Inet, all: &[Found]) -> Option<usize> {
 }
 
 /// Finds the other ends and reads the queues, once all sockets are known.
-pub(super) fn resolve(collector: &mut Collector<'_>) -> Result<Vec<Tcp>> {
+pub(super) fn resolve(collector: &mut Collector<'_>) -> Result<(Vec<Tcp>, Outside)> {
     let mut found = std::mem::take(&mut collector.tcp_found);
     let mut pairs = Vec::new();
     let mut outside = Vec::new();
@@ -199,20 +200,15 @@ pub(super) fn resolve(collector: &mut Collector<'_>) -> Result<Vec<Tcp>> {
         }
     }
     strangers_that_wait(&mut found, collector);
-    let mut dropped = Vec::new();
-    for at in outside {
-        if !tcp_outside::collect(&mut found[at], collector)? {
-            dropped.push(at);
-        }
-    }
+    let (refused, outside) = tcp_outside::collect(&mut found, &outside, collector)?;
     read_pairs(&mut found, &pairs)?;
     let mut records: Vec<Tcp> = found
         .into_iter()
         .enumerate()
-        .filter_map(|(at, one)| (!dropped.contains(&at)).then_some(one.record))
+        .filter_map(|(at, one)| (!refused.contains(&at)).then_some(one.record))
         .collect();
     records.sort_by_key(|record| record.common.id);
-    Ok(records)
+    Ok((records, outside))
 }
 
 fn set_peer(one: &mut Found, id: Option<u64>, waits: bool) {

@@ -5,6 +5,7 @@
 //! connect that waited to be accepted. SO_REUSEADDR is on for all of them until the end, when it is
 //! set to what it was.
 
+use super::tcp_outside;
 use super::{PATIENCE, address, damaged, fresh, of, options, own, wait_until};
 use crate::error::{Context, Error, Result};
 use crate::image::sockets::{Common, Tcp, TcpState};
@@ -154,6 +155,11 @@ impl Maker<'_> {
                 peer: None,
                 pending: false,
             } => self.with_ghost(record, local_of(record)?, *remote),
+            TcpState::Outside { remote, repair } => {
+                let fd = tcp_outside::make(record, *remote, repair)?;
+                self.fds.insert(id, fd);
+                Ok(())
+            }
             TcpState::Over { .. } => {
                 let any: IpAddr = match record.v6 {
                     true => Ipv6Addr::LOCALHOST.into(),
@@ -337,7 +343,9 @@ fn fill(
             let more = by_id.get(peer).map_or(&[][..], |peer| &peer.send_queue.0);
             (of(fds, *peer)?, more)
         }
-        TcpState::Outside { .. } => return Ok(()),
+        TcpState::Outside { remote, repair } => {
+            return tcp_outside::finish(record, *remote, repair, fds);
+        }
         _ => match ghosts.get(&id) {
             Some(ghost) => (ghost.as_fd(), &[]),
             None if record.receive_queue.0.is_empty() => return Ok(()),
