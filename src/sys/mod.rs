@@ -6,6 +6,7 @@
 )]
 
 pub mod child;
+pub mod clone;
 pub mod epoll;
 pub mod guard;
 pub mod handle;
@@ -19,6 +20,8 @@ pub mod owner;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
+pub mod ptrace;
+pub mod remote;
 pub mod scratch;
 pub mod signalfd;
 pub mod sock_diag;

@@ -1,1 +1,446 @@
 //! Seizing, stopping, registers, batches, bare processes to build in.
+//!
+//! ptrace answers only to the thread that seized, so [`Stopped`] is neither `Send` nor `Sync`.
+
+pub mod arch;
+pub mod bare;
+pub mod batch;
+pub mod calls;
+
+use crate::error::{Cause, Context, Error, Result};
+use crate::sys::ptrace::{self, Event, UserRegs};
+use crate::sys::remote;
+use batch::{Answers, Batch};
+use nix::errno::Errno;
+use std::fs::{File, OpenOptions};
+use std::marker::PhantomData;
+use std::os::unix::fs::FileExt;
+
+/// A thread that was seized and asked to stop, but has not stopped yet.
+#[derive(Debug)]
+pub struct Seized {
+    host_tid: i32,
+    only_here: PhantomData<*const ()>,
+}
+
+/// A thread in ptrace-stop. When it is dropped without [`Stopped::release`] it stays stopped until
+/// this thread of the conductor ends.
+#[derive(Debug)]
+pub struct Stopped {
+    host_tid: i32,
+    /// Its registers when it stopped: what it is put back to.
+    own: UserRegs,
+    /// Its signal mask when it stopped.
+    mask: u64,
+    /// The signal of the group-stop that it was in.
+    group_stop: Option<i32>,
+    /// A stop signal came while a batch ran (it cannot be masked): sent again on release.
+    late_stop: Option<i32>,
+    only_here: PhantomData<*const ()>,
+}
+
+fn gone(host_tid: i32) -> impl Fn(Errno) -> Error {
+    move |errno| match errno {
+        Errno::ESRCH | Errno::ECHILD => Cause::Gone { host_pid: host_tid }.into(),
+        errno => errno.into(),
+    }
+}
+
+/// Attaches to a thread and asks it to stop. `suspend_seccomp` keeps its filters from seeing our calls.
+/// EPERM when another tracer (a debugger) has it.
+pub fn seize(host_tid: i32, suspend_seccomp: bool) -> Result<Seized> {
+    let options = if suspend_seccomp {
+        ptrace::options::SUSPEND_SECCOMP
+    } else {
+        0
+    };
+    seize_with(host_tid, options)
+}
+
+fn seize_with(host_tid: i32, options: u64) -> Result<Seized> {
+    ptrace::seize(host_tid, options)
+        .map_err(gone(host_tid))
+        .doing(|| format!("seizing thread {host_tid}"))?;
+    ptrace::interrupt(host_tid)
+        .map_err(gone(host_tid))
+        .doing(|| format!("stopping thread {host_tid}"))?;
+    Ok(Seized {
+        host_tid,
+        only_here: PhantomData,
+    })
+}
+
+impl Seized {
+    /// Waits for the stop. A signal that was on its way is delivered first, as it would have been: its
+    /// handler's frame is then part of what is found.
+    pub fn wait(self) -> Result<Stopped> {
+        let tid = self.host_tid;
+        let signal = loop {
+            match ptrace::wait(tid, true)
+                .map_err(gone(tid))
+                .doing(|| format!("waiting for thread {tid}"))?
+            {
+                Some((_, Event::Stop { signal })) => break signal,
+                Some((_, Event::Signal(signal))) => ptrace::cont(tid, signal).map_err(gone(tid))?,
+                Some((_, Event::Other(_))) => ptrace::cont(tid, 0).map_err(gone(tid))?,
+                Some((_, Event::Gone(_))) | None => {
+                    return Err(Cause::Gone { host_pid: tid }.into());
+                }
+            }
+        };
+        let mut stopped = Stopped::at(tid)?;
+        stopped.group_stop = (signal != libc::SIGTRAP).then_some(signal);
+        Ok(stopped)
+    }
+}
+
+impl Stopped {
+    /// A thread that is known to be in ptrace-stop.
+    fn at(host_tid: i32) -> Result<Self> {
+        Ok(Self {
+            host_tid,
+            own: ptrace::registers(host_tid).map_err(gone(host_tid))?,
+            mask: ptrace::signal_mask(host_tid).map_err(gone(host_tid))?,
+            group_stop: None,
+            late_stop: None,
+            only_here: PhantomData,
+        })
+    }
+
+    /// The thread, as this host numbers it.
+    pub fn host_tid(&self) -> i32 {
+        self.host_tid
+    }
+
+    /// The registers that it is put back to on release.
+    pub fn registers(&self) -> &UserRegs {
+        &self.own
+    }
+
+    /// Changes what it is put back to.
+    pub fn set_registers(&mut self, registers: UserRegs) {
+        self.own = registers;
+    }
+
+    /// Its signal mask, bit n-1 for signal n.
+    pub fn signal_mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Changes the mask that it is given on release.
+    pub fn set_signal_mask(&mut self, mask: u64) {
+        self.mask = mask;
+    }
+
+    /// The stop signal of the group-stop it was found in.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// Makes one system call at `instruction`, where a `syscall` instruction of the thread's own
+    /// lies. All signals are masked meanwhile.
+    fn call_at(&mut self, instruction: u64, number: i64, arguments: [u64; 6]) -> Result<u64> {
+        let tid = self.host_tid;
+        ptrace::set_signal_mask(tid, u64::MAX).map_err(gone(tid))?;
+        let registers = arch::call_registers(&self.own, instruction, number as u64, arguments);
+        ptrace::set_registers(tid, &registers).map_err(gone(tid))?;
+        loop {
+            ptrace::singlestep(tid).map_err(gone(tid))?;
+            match ptrace::wait(tid, true).map_err(gone(tid))? {
+                Some((_, Event::Signal(libc::SIGTRAP))) => break,
+                Some((_, Event::Signal(signal))) => self.late_stop = Some(signal),
+                Some((_, Event::Gone(_))) | None => {
+                    return Err(Cause::Gone { host_pid: tid }.into());
+                }
+                // A group-stop or an event of someone else's making: step on.
+                Some(_) => {}
+            }
+        }
+        let result = ptrace::registers(tid).map_err(gone(tid))?.rax;
+        match result as i64 {
+            error @ -4095..=-1 => Err(Errno::from_raw(-error as i32).into()),
+            _ => Ok(result),
+        }
+    }
+
+    /// Runs a batch in `scratch` and brings back its answers; the first result that its entry does not
+    /// allow is the error. Signals are masked meanwhile, but for the home signal.
+    pub fn run(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Answers> {
+        let tid = self.host_tid;
+        if batch.is_empty() {
+            return Ok(Answers::new(batch, Vec::new()));
+        }
+        if batch.size() as u64 > scratch.data_size {
+            return Err(Error::bug(format!("a batch of {} bytes", batch.size())));
+        }
+        let base = scratch.code + arch::DATA_OFFSET;
+        let mut area = arch::home_block(
+            scratch.pid,
+            scratch.tid_of(tid)?,
+            scratch.home_signal,
+            self.mask,
+            &self.own,
+        )
+        .to_vec();
+        area.extend_from_slice(&batch.lay_out(base));
+        scratch
+            .memory
+            .write_all_at(&area, base)
+            .doing(|| "writing a batch")?;
+        let home_signal_only = !(1u64 << (scratch.home_signal - 1));
+        ptrace::set_signal_mask(tid, home_signal_only).map_err(gone(tid))?;
+        let entries = base + arch::HOME_SIZE as u64;
+        let registers = arch::batch_registers(&self.own, scratch.code, entries, batch.len() as u64);
+        ptrace::set_registers(tid, &registers).map_err(gone(tid))?;
+        let at_end = self.wait_for_home(scratch)?;
+        let done = (at_end.r12 - entries) as usize / (arch::ENTRY_WORDS * 8);
+        let mut bytes = vec![0; area.len() - arch::HOME_SIZE];
+        scratch
+            .memory
+            .read_exact_at(&mut bytes, entries)
+            .doing(|| "reading the answers of a batch")?;
+        let answers = Answers::new(batch, bytes);
+        if done < batch.len() {
+            let errno = Errno::from_raw(-(answers.word(done) as i64) as i32);
+            return Err(Error::from(errno)
+                .doing(batch.describe(done, errno))
+                .doing(format!("in thread {tid}")));
+        }
+        Ok(answers)
+    }
+
+    /// Lets a batch run until it stops with the home signal at the end of the loop.
+    fn wait_for_home(&mut self, scratch: &Scratch) -> Result<UserRegs> {
+        let tid = self.host_tid;
+        loop {
+            ptrace::cont(tid, 0).map_err(gone(tid))?;
+            match ptrace::wait(tid, true).map_err(gone(tid))? {
+                Some((_, Event::Signal(signal))) => {
+                    let registers = ptrace::registers(tid).map_err(gone(tid))?;
+                    let at_home = registers.rip == scratch.code + arch::home_offset();
+                    if signal == scratch.home_signal && at_home {
+                        return Ok(registers);
+                    }
+                    // Only stop signals cannot be masked; a home signal from elsewhere is one that this
+                    // process ignores. Anything else is a fault in the loop.
+                    match signal {
+                        libc::SIGSTOP => self.late_stop = Some(signal),
+                        signal if signal == scratch.home_signal => {}
+                        signal => {
+                            return Err(Error::bug(format!(
+                                "signal {signal} at {:#x} in a batch of thread {tid}",
+                                registers.rip
+                            )));
+                        }
+                    }
+                }
+                Some((_, Event::Gone(_))) | None => {
+                    return Err(Cause::Gone { host_pid: tid }.into());
+                }
+                Some((_, Event::Stop { .. } | Event::Other(_))) => {}
+            }
+        }
+    }
+
+    /// Gives the thread its mask and registers back and lets it go. With the registers, orig_rax comes
+    /// back too: the kernel then restarts an interrupted call by itself, and one whose result was a
+    /// pending signal's doing is decided as it would have been.
+    pub fn release(self) -> Result<()> {
+        let tid = self.host_tid;
+        self.put_back()?;
+        ptrace::detach(tid, self.late_stop.unwrap_or(0))
+            .map_err(gone(tid))
+            .doing(|| format!("letting thread {tid} go"))
+    }
+
+    /// Gives the thread its mask and registers back; it stays stopped.
+    pub fn put_back(&self) -> Result<()> {
+        let tid = self.host_tid;
+        ptrace::set_registers(tid, &self.own)
+            .and_then(|()| ptrace::set_signal_mask(tid, self.mask))
+            .map_err(gone(tid))
+            .doing(|| format!("giving thread {tid} its registers back"))
+    }
+}
+
+/// The pages of ours in a process: the loop, the home block, room for batches.
+#[derive(Debug)]
+pub struct Scratch {
+    /// The process, as it numbers itself.
+    pid: i32,
+    /// (host, own) numbers of its threads.
+    tids: Vec<(i32, i32)>,
+    code: u64,
+    data_size: u64,
+    home_signal: i32,
+    /// A `syscall` instruction of the process's own.
+    instruction: u64,
+    memory: File,
+}
+
+/// Data bytes of a scratch area in a process that is being checkpointed: some 450 calls.
+pub const SCRATCH_DATA: u64 = 64 << 10;
+
+/// Opens `/proc/PID/mem`: it ignores protections, so that a page can be executable and not writable.
+pub fn memory_of(host_pid: i32) -> Result<File> {
+    let path = format!("/proc/{host_pid}/mem");
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .doing(|| format!("opening {path}"))
+}
+
+/// The address of a `syscall` instruction in the code between `start` and `end` of a process.
+pub fn find_syscall(host_pid: i32, start: u64, end: u64) -> Result<Option<u64>> {
+    let mut code = vec![
+        0;
+        usize::try_from(end.saturating_sub(start))
+            .unwrap_or(0)
+            .min(16 << 20)
+    ];
+    let read = remote::read(host_pid, start, &mut code)
+        .doing(|| format!("looking for a syscall instruction in process {host_pid}"))?;
+    Ok(arch::find_syscall(&code[..read]).map(|offset| start + offset as u64))
+}
+
+/// The signals that do nothing to a process that has no handler for them; `<linux/signal.h>`,
+/// SIG_KERNEL_IGNORE_MASK.
+const HOME_SIGNALS: [i32; 4] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT];
+
+/// The signal that ends a batch: one that is ignored should the conductor be gone by then. Go catches
+/// every signal; then it is SIGURG, which Go's runtime takes for a spurious preemption request.
+/// `caught` and `pending` have bit n-1 for signal n.
+pub fn home_signal(caught: u64, pending: u64) -> i32 {
+    let free = |avoid: u64| {
+        HOME_SIGNALS
+            .into_iter()
+            .find(|signal| avoid >> (signal - 1) & 1 == 0)
+    };
+    free(caught | pending)
+        .or_else(|| free(caught))
+        .unwrap_or(libc::SIGURG)
+}
+
+impl Scratch {
+    /// Maps a scratch area of `data_size` bytes of room in the process of `leader`, by single calls at
+    /// `instruction`; at `at` when given, else where the kernel likes. Never both writable and
+    /// executable at a time, so that PR_SET_MDWE does not refuse it.
+    pub fn map(
+        leader: &mut Stopped,
+        pid: i32,
+        tids: Vec<(i32, i32)>,
+        instruction: u64,
+        home_signal: i32,
+        at: Option<u64>,
+        data_size: u64,
+    ) -> Result<Self> {
+        let length = arch::DATA_OFFSET + data_size;
+        let fixed = if at.is_some() {
+            libc::MAP_FIXED_NOREPLACE
+        } else {
+            0
+        };
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed) as u64;
+        let readable = libc::PROT_READ as u64;
+        let code = leader
+            .call_at(
+                instruction,
+                libc::SYS_mmap,
+                [
+                    at.unwrap_or(0),
+                    length,
+                    readable | libc::PROT_EXEC as u64,
+                    flags,
+                    u64::MAX,
+                    0,
+                ],
+            )
+            .doing(|| format!("mapping a scratch area in process {}", leader.host_tid))?;
+        let mut scratch = Self {
+            pid,
+            tids,
+            code,
+            data_size,
+            home_signal,
+            instruction,
+            memory: memory_of(leader.host_tid)?,
+        };
+        let filled = leader
+            .call_at(
+                instruction,
+                libc::SYS_mprotect,
+                [
+                    code + arch::DATA_OFFSET,
+                    data_size,
+                    readable | libc::PROT_WRITE as u64,
+                    0,
+                    0,
+                    0,
+                ],
+            )
+            .map(drop)
+            .and_then(|()| Ok(scratch.memory.write_all_at(arch::code(), code)?))
+            .doing(|| format!("filling the scratch area of process {}", leader.host_tid));
+        match filled {
+            Ok(()) => Ok(scratch),
+            Err(error) => Err(error.and_cleanup(scratch.unmap(leader))),
+        }
+    }
+
+    /// Takes the area away again, by a single call.
+    pub fn unmap(&mut self, leader: &mut Stopped) -> Result<()> {
+        leader
+            .call_at(
+                self.instruction,
+                libc::SYS_munmap,
+                [self.code, arch::DATA_OFFSET + self.data_size, 0, 0, 0, 0],
+            )
+            .map(drop)
+            .doing(|| format!("removing the scratch area of process {}", leader.host_tid))
+    }
+
+    /// The same area as a fork of this process has it.
+    fn inherited(&self, host_pid: i32, pid: i32) -> Result<Self> {
+        Ok(Self {
+            pid,
+            tids: vec![(host_pid, pid)],
+            memory: memory_of(host_pid)?,
+            code: self.code,
+            data_size: self.data_size,
+            home_signal: self.home_signal,
+            instruction: self.instruction,
+        })
+    }
+
+    /// Where it starts and ends.
+    pub fn range(&self) -> (u64, u64) {
+        (self.code, self.code + arch::DATA_OFFSET + self.data_size)
+    }
+
+    /// Bytes that a batch may take, [`Batch::size`].
+    pub fn room(&self) -> usize {
+        self.data_size as usize
+    }
+
+    /// The memory of the process, all of it, whatever the protections.
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// Names a thread that was made or found later.
+    pub fn add_thread(&mut self, host_tid: i32, tid: i32) {
+        self.tids.push((host_tid, tid));
+    }
+
+    fn tid_of(&self, host_tid: i32) -> Result<i32> {
+        self.tids
+            .iter()
+            .find(|(host, _)| *host == host_tid)
+            .map(|(_, own)| *own)
+            .ok_or_else(|| Error::bug(format!("thread {host_tid} is not of this process")))
+    }
+}
+
+#[cfg(test)]
+mod tests;
