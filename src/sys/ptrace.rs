@@ -342,11 +342,12 @@ fn event(status: i32) -> Event {
     }
 }
 
-/// Waits for the next event of one traced thread (`tid` > 0) or of any (-1). `None` when `hang` is
+/// Waits for the next event of one traced thread (`tid` > 0) or of any that the calling thread traces or
+/// has made (-1). `None` when `hang` is
 /// false and nothing has happened. ECHILD when there is nothing to wait for.
 pub fn wait(tid: i32, hang: bool) -> Result<Option<(i32, Event)>, Errno> {
     let mut status = 0;
-    let flags = libc::__WALL | if hang { 0 } else { libc::WNOHANG };
+    let flags = libc::__WALL | libc::__WNOTHREAD | if hang { 0 } else { libc::WNOHANG };
     loop {
         // SAFETY: `status` is writable; no rusage is asked for.
         match Errno::result(unsafe { libc::wait4(tid, &raw mut status, flags, ptr::null_mut()) }) {

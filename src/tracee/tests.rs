@@ -10,7 +10,12 @@ impl Drop for Child {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.0);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
+        // An init ends only once its processes are reaped, and those that are traced report to us first.
+        while let Ok(Some((found, event))) = ptrace::wait(-1, true) {
+            if found == self.0 && matches!(event, Event::Gone(_)) {
+                break;
+            }
+        }
     }
 }
 
