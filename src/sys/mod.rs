@@ -23,6 +23,7 @@ pub mod pipe;
 pub mod ptrace;
 pub mod remote;
 pub mod scratch;
+pub mod shared_memory;
 pub mod signalfd;
 pub mod sock_diag;
 pub mod socket;

@@ -73,19 +73,47 @@ pub fn write(host_pid: i32, address: u64, bytes: &[u8]) -> Result<usize, Errno> 
     transfer(libc::SYS_process_vm_writev, host_pid, &local, &remote)
 }
 
-/// Writes `bytes`, one after the other, to the pieces `(address, length)`, at most 1024 (IOV_MAX);
-/// returns bytes written.
-pub fn write_pieces(host_pid: i32, pieces: &[(u64, usize)], bytes: &[u8]) -> Result<usize, Errno> {
-    let local = [libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    }];
-    let remote: Vec<_> = pieces
+/// The most pieces that one call takes (IOV_MAX).
+pub const MOST_PIECES: usize = 1024;
+
+/// Writes each piece to its address, at most [`MOST_PIECES`]; all of them, or an error.
+pub fn write_scattered(host_pid: i32, pieces: &[(u64, &[u8])]) -> Result<(), Errno> {
+    let mut local: Vec<_> = pieces
         .iter()
-        .map(|&(address, length)| libc::iovec {
-            iov_base: address as *mut _,
-            iov_len: length,
+        .map(|(_, bytes)| libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
         })
         .collect();
-    transfer(libc::SYS_process_vm_writev, host_pid, &local, &remote)
+    let mut remote: Vec<_> = pieces
+        .iter()
+        .map(|(address, bytes)| libc::iovec {
+            iov_base: *address as *mut _,
+            iov_len: bytes.len(),
+        })
+        .collect();
+    let mut done = 0;
+    while done < pieces.len() {
+        let mut written = transfer(
+            libc::SYS_process_vm_writev,
+            host_pid,
+            &local[done..],
+            &remote[done..],
+        )?;
+        if written == 0 {
+            return Err(Errno::EFAULT);
+        }
+        // It stops short where a page cannot be had; the next call says why.
+        while done < pieces.len() && written >= local[done].iov_len {
+            written -= local[done].iov_len;
+            done += 1;
+        }
+        if done < pieces.len() {
+            local[done].iov_base = local[done].iov_base.wrapping_byte_add(written);
+            local[done].iov_len -= written;
+            remote[done].iov_base = remote[done].iov_base.wrapping_byte_add(written);
+            remote[done].iov_len -= written;
+        }
+    }
+    Ok(())
 }

@@ -4,12 +4,13 @@
 //! are forks and threads of it, made by batches, and start with what their parent holds at that moment.
 //! They die with the conductor (PTRACE_O_EXITKILL) until they are released.
 
-use super::batch::Batch;
+use super::batch::{Batch, RemoteFd};
 use super::{Scratch, Stopped, arch, calls, find_syscall, gone, seize_with};
 use crate::error::{Cause, Context, Error, Result};
 use crate::sys::clone::{self, CloneArgs};
 use crate::sys::ptrace::{self, Event, options};
 use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Where things of ours lie in every process that is being built: one hole that no process of the
 /// image uses.
@@ -298,6 +299,55 @@ impl Bare {
             )
             .map(drop)
             .doing(|| format!("removing the scratch area of process {}", self.pid))
+    }
+}
+
+/// Calls without answers, run in as many batches as they need.
+pub struct Feed<'a> {
+    bare: &'a mut Bare,
+    batch: Batch,
+}
+
+impl<'a> Feed<'a> {
+    /// Calls for the leader.
+    pub fn new(bare: &'a mut Bare) -> Self {
+        Self {
+            bare,
+            batch: Batch::new(),
+        }
+    }
+
+    /// Adds what `fill` pushes, with at most `bytes` of data and a few calls, all in one batch.
+    pub fn with(&mut self, bytes: usize, fill: impl FnOnce(&mut Batch)) -> Result<()> {
+        if self.batch.size() + bytes + 2048 > self.bare.scratch.room() {
+            self.run()?;
+        }
+        fill(&mut self.batch);
+        Ok(())
+    }
+
+    /// Adds one call that must succeed.
+    pub fn push<C: calls::Call>(&mut self, call: C) -> Result<()> {
+        self.with(0, |batch| {
+            batch.push(call);
+        })
+    }
+
+    /// Fetches a descriptor of the conductor, which the bare process knows as `conductor` (a pidfd).
+    pub fn fetch(&mut self, conductor: RemoteFd, fd: BorrowedFd<'_>) -> Result<RemoteFd> {
+        self.run()?;
+        let mut batch = Batch::new();
+        let fetched = batch.push(calls::PidfdGetfd {
+            pidfd: conductor.into(),
+            fd: fd.as_raw_fd().into(),
+        });
+        Ok(self.bare.run(&batch)?.get(fetched))
+    }
+
+    /// Makes all that are left.
+    pub fn run(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.bare.run(&batch).map(drop)
     }
 }
 

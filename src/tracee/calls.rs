@@ -71,6 +71,8 @@ calls! {
     Mmap { address, length, protection, flags, fd, offset } = SYS_mmap(address, length, protection, flags, fd, offset) -> RemoteAddr;
     /// mprotect(2)
     Mprotect { address, length, protection } = SYS_mprotect(address, length, protection) -> ();
+    /// brk(2); returns the end of the heap, also when it cannot be moved.
+    Brk { end } = SYS_brk(end) -> u64;
     /// munmap(2)
     Munmap { address, length } = SYS_munmap(address, length) -> ();
     /// mremap(2) with MREMAP_MAYMOVE | MREMAP_FIXED: moves an area as it is.
@@ -81,6 +83,8 @@ calls! {
     Mlock { address, length, flags } = SYS_mlock2(address, length, flags) -> ();
     /// mlockall(2)
     Mlockall { flags } = SYS_mlockall(flags) -> ();
+    /// mseal(2), since Linux 6.10.
+    Mseal { address, length } = SYS_mseal(address, length, 0u64) -> ();
     /// shmat(2)
     Shmat { id, address, flags } = SYS_shmat(id, address, flags) -> RemoteAddr;
     /// mbind(2)

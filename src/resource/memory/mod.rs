@@ -1,1 +1,18 @@
-//! Memory: areas, pages, and what processes share of them.
+//! Address spaces: areas, pages, shared memory, the kernel's own pages.
+//!
+//! The way out: a [`Collector`] walks the areas of stopped processes and finds the pages that no file
+//! holds (PAGEMAP_SCAN); pages that processes share after fork are found by their frame numbers. What
+//! it hands over is a list of records and a [`Source`] from which the pages are then read, chunk by
+//! chunk, in the order in which they are numbered.
+//!
+//! The way back: see [`build`].
+
+mod attributes;
+pub mod build;
+mod collect;
+pub mod fill;
+mod pages;
+mod source;
+
+pub use collect::{Ask, Collector, ask};
+pub use source::Source;
