@@ -11,5 +11,6 @@ pub mod namespaces;
 pub mod path;
 pub mod process;
 pub mod sockets;
+pub mod tree;
 
 pub use path::PathBytes;

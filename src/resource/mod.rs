@@ -5,3 +5,4 @@ pub mod files;
 pub mod memory;
 pub mod namespaces;
 pub mod sockets;
+pub mod tree;
