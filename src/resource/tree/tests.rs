@@ -118,12 +118,8 @@ fn impossible(histories: usize, subreapers: bool) -> usize {
                     kernel.setsid(pid).unwrap()
                 }
                 7 | 8 => {
-                    let groups: Vec<i32> = kernel
-                        .0
-                        .values()
-                        .map(|one| one.pgid)
-                        .chain([pid])
-                        .collect();
+                    let groups: Vec<i32> =
+                        kernel.0.values().map(|one| one.pgid).chain([pid]).collect();
                     let pgid = groups[random.below(groups.len())];
                     if kernel.can_join(pid, pgid) {
                         kernel.setpgid(pid, pgid).unwrap();
