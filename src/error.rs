@@ -186,6 +186,12 @@ impl Error {
         }
     }
 
+    /// Whether it says that a process or thread has ended.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.cause(), Cause::Gone { .. })
+            || matches!(self.errno(), Some(nix::errno::Errno::ESRCH))
+    }
+
     /// The stable code, `E-FAILED` where the cause has none of its own.
     pub fn code(&self) -> &'static str {
         match &self.inner.cause {

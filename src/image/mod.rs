@@ -10,6 +10,7 @@ pub mod memory;
 pub mod namespaces;
 pub mod path;
 pub mod process;
+pub mod seccomp;
 pub mod sockets;
 pub mod tree;
 

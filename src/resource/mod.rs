@@ -1,8 +1,16 @@
 //! One file per kind of state, both directions: how it is captured and how it is rebuilt.
 
+pub mod attributes;
 pub mod cgroup;
+pub mod credentials;
 pub mod files;
+pub mod limits;
 pub mod memory;
 pub mod namespaces;
+pub mod scheduling;
+pub mod seccomp;
+pub mod signals;
 pub mod sockets;
+pub mod threads;
+pub mod timers;
 pub mod tree;

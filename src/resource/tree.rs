@@ -86,16 +86,8 @@ pub fn births(
     planner.adopt_orphans()?;
     planner.groups()?;
     planner.leave();
-    match members
-        .iter()
-        .find(|one| !planner.born.contains_key(&one.pid))
-    {
-        Some(lost) => Err(contradiction(format!(
-            "process {} cannot be born as a child of {} in session {}",
-            lost.pid, lost.ppid, lost.sid
-        ))),
-        None => Ok(planner.steps),
-    }
+    model::verify(&planner.steps, members)?;
+    Ok(planner.steps)
 }
 
 fn contradiction(what: String) -> Error {

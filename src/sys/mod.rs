@@ -22,6 +22,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod ptrace;
 pub mod remote;
+pub mod sched;
 pub mod scratch;
 pub mod shared_memory;
 pub mod signalfd;

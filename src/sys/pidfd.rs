@@ -71,6 +71,24 @@ pub(super) fn reap(child: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
+/// Sends a signal to the process behind `pidfd`; pidfd_send_signal(2). One that has ended is no error.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    // SAFETY: a null siginfo is allowed and means that of kill(2).
+    let sent = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    });
+    match sent {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// A duplicate of descriptor `fd` of the process behind `pidfd`; pidfd_getfd(2). It shares the open
 /// file: its offset, flags and queue are the target's, so nothing that changes them may be done to it.
 pub fn getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd> {

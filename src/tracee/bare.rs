@@ -108,7 +108,7 @@ fn strip(host_pid: i32, pid: i32, zone: Zone, vdso: &Vdso, rseq: (u64, u32, u32)
     let traced = options::EXITKILL | options::SUSPEND_SECCOMP;
     let mut leader = seize_with(host_pid, traced)
         .or_else(|_| seize_with(host_pid, options::EXITKILL))?
-        .wait()?;
+        .wait(std::time::Instant::now() + super::SOON)?;
     let code_start = vdso.start + vdso.code;
     let instruction = find_syscall(host_pid, code_start, vdso.start + vdso.length())?
         .ok_or_else(|| Error::bug("no syscall instruction in the vdso"))?;

@@ -171,6 +171,8 @@ calls! {
     SetRobustList { head, length } = SYS_set_robust_list(head, length) -> ();
     /// rseq(2)
     Rseq { address, length, flags, signature } = SYS_rseq(address, length, flags, signature) -> ();
+    /// personality(2)
+    Personality { persona } = SYS_personality(persona) -> i32;
     /// setgroups(2)
     Setgroups { count, list } = SYS_setgroups(count, list) -> ();
     /// setresuid(2)

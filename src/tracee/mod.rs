@@ -7,7 +7,7 @@ pub mod bare;
 pub mod batch;
 pub mod calls;
 
-use crate::error::{Cause, Context, Error, Result};
+use crate::error::{Cause, Context, Error, Exit, Result};
 use crate::sys::ptrace::{self, Event, UserRegs};
 use crate::sys::remote;
 use batch::{Answers, Batch};
@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// A thread that was seized and asked to stop, but has not stopped yet.
 #[derive(Debug)]
@@ -22,6 +23,9 @@ pub struct Seized {
     host_tid: i32,
     only_here: PhantomData<*const ()>,
 }
+
+/// How long a process of our own making has to stop.
+const SOON: Duration = Duration::from_secs(10);
 
 /// A thread in ptrace-stop. When it is dropped without [`Stopped::release`] it stays stopped until
 /// this thread of the conductor ends.
@@ -72,19 +76,31 @@ fn seize_with(host_tid: i32, options: u64) -> Result<Seized> {
 
 impl Seized {
     /// Waits for the stop. A signal that was on its way is delivered first, as it would have been: its
-    /// handler's frame is then part of what is found.
-    pub fn wait(self) -> Result<Stopped> {
+    /// handler's frame is then part of what is found. E-STOP-TIMEOUT for a thread that does not stop, one
+    /// in uninterruptible sleep (also the parent of a vfork).
+    pub fn wait(&self, deadline: Instant) -> Result<Stopped> {
         let tid = self.host_tid;
+        let mut pause = Duration::from_micros(5);
         let signal = loop {
-            match ptrace::wait(tid, true)
+            let event = ptrace::wait(tid, false)
                 .map_err(gone(tid))
-                .doing(|| format!("waiting for thread {tid}"))?
-            {
+                .doing(|| format!("waiting for thread {tid}"))?;
+            match event {
                 Some((_, Event::Stop { signal })) => break signal,
                 Some((_, Event::Signal(signal))) => ptrace::cont(tid, signal).map_err(gone(tid))?,
                 Some((_, Event::Other(_))) => ptrace::cont(tid, 0).map_err(gone(tid))?,
-                Some((_, Event::Gone(_))) | None => {
-                    return Err(Cause::Gone { host_pid: tid }.into());
+                Some((_, Event::Gone(_))) => return Err(Cause::Gone { host_pid: tid }.into()),
+                None if Instant::now() > deadline => {
+                    return Err(Error::coded(
+                        "E-STOP-TIMEOUT",
+                        Exit::Refused,
+                        format!("thread {tid} does not stop; it is in the kernel, uninterruptible"),
+                        "wait for the file system or device that it waits for, and try again",
+                    ));
+                }
+                None => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(1));
                 }
             }
         };

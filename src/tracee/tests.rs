@@ -51,7 +51,10 @@ fn spawn_child() -> Child {
 fn a_batch_chains_results_and_leaves_maps_and_registers_as_they_were() {
     let child = spawn_child();
     let maps = || std::fs::read_to_string(format!("/proc/{}/maps", child.0)).unwrap();
-    let mut stopped = seize(child.0, false).unwrap().wait().unwrap();
+    let mut stopped = seize(child.0, false)
+        .unwrap()
+        .wait(Instant::now() + SOON)
+        .unwrap();
     let before = (maps(), *stopped.registers());
     let vdso = own_vdso();
     let instruction = find_syscall(child.0, vdso.start + vdso.code, vdso.start + vdso.length())

@@ -223,3 +223,16 @@ pub fn home_block(pid: i32, tid: i32, signal: i32, mask: u64, own: &UserRegs) ->
     }
     block
 }
+
+/// Where component `number` of the extended state lies in the standard format, and its size; CPUID
+/// leaf 0xd.
+pub fn xstate_component(number: u32) -> (usize, usize) {
+    let leaf = std::arch::x86_64::__cpuid_count(0xd, number);
+    (leaf.ebx as usize, leaf.eax as usize)
+}
+
+/// The components that the processor and the kernel have (XCR0); bit n for component n.
+pub fn xstate_mask() -> u64 {
+    let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);
+    u64::from(leaf.eax) | u64::from(leaf.edx) << 32
+}

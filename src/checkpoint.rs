@@ -1,0 +1,3 @@
+//! The story of a checkpoint, in order.
+
+pub mod stop;
