@@ -21,11 +21,11 @@
 //! With [`Compression::Gzip`](super::header::Compression::Gzip) the whole tar is gzipped.
 
 mod codec;
-mod entry;
+pub mod entry;
 mod error;
 mod name;
 mod reader;
-mod tar;
+pub mod tar;
 mod writer;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod attributes;
 pub mod cgroup;
 pub mod credentials;
 pub mod files;
+pub mod layer;
 pub mod limits;
 pub mod memory;
 pub mod namespaces;

@@ -13,6 +13,7 @@ pub mod handle;
 pub mod inotify;
 pub mod kcmp;
 pub mod lock;
+pub mod mount;
 pub mod netlink;
 pub mod ns;
 pub mod nsfs;
