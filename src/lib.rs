@@ -22,6 +22,7 @@ pub mod error;
 pub mod image;
 pub mod oci;
 pub mod proc;
+pub mod request;
 pub mod resource;
 pub mod sys;
 pub mod tracee;

@@ -28,12 +28,14 @@ pub struct CaptureOptions {
 }
 
 /// A socket among the open files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketFile {
     /// The open file.
     pub file: FileId,
     /// Its inode number, as `socket:[N]` and sock_diag have it.
     pub inode: u64,
+    /// Who has it, for messages: `fd 3 of pid 7 (nginx)`.
+    pub who: String,
 }
 
 /// What was captured.

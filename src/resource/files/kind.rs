@@ -94,6 +94,7 @@ impl Capturer<'_> {
                 self.sockets.push(super::SocketFile {
                     file: found.id,
                     inode: found.status.ino,
+                    who: found.object(),
                 });
                 Ok(Some(FileKind::Socket {
                     socket: found.status.ino,
