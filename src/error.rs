@@ -288,10 +288,12 @@ impl From<nix::errno::Errno> for Error {
 }
 
 impl From<std::io::Error> for Error {
+    /// An error of ours that went through [`std::io::Read`] or [`std::io::Write`] comes out as it was.
     fn from(error: std::io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(errno) => Cause::Os(nix::errno::Errno::from_raw(errno)).into(),
-            None => Cause::Io(error).into(),
+        match (error.raw_os_error(), error.downcast::<Error>()) {
+            (Some(errno), _) => Cause::Os(nix::errno::Errno::from_raw(errno)).into(),
+            (None, Ok(own)) => own,
+            (None, Err(error)) => Cause::Io(error).into(),
         }
     }
 }
@@ -335,6 +337,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Device or resource busy (EBUSY)"), "{text}");
+    }
+
+    #[test]
+    fn an_error_keeps_its_code_on_its_way_through_a_reader_or_writer() {
+        let own = Error::coded("E-X", Exit::Image, "broken", "").doing("reading x");
+        let back = Error::from(std::io::Error::other(own));
+        assert_eq!(back.code(), "E-X");
+        assert_eq!(back.to_string(), "reading x: E-X: broken");
+        let plain = Error::from(std::io::Error::from_raw_os_error(2));
+        assert_eq!(plain.errno(), Some(Errno::ENOENT));
     }
 
     #[test]

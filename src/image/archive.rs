@@ -25,16 +25,21 @@ pub mod entry;
 mod error;
 mod name;
 mod reader;
+mod spill;
 pub mod tar;
+mod target;
 mod writer;
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;
 
 pub use reader::{PieceReader, Reader};
-pub use writer::{Output, PieceWriter, Writer, Written};
+pub use target::Output;
+pub use writer::{PieceWriter, Writer, Written};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// Bytes of a whole piece before compression.
 pub const PIECE: usize = 1 << 20;
@@ -52,5 +57,24 @@ struct Manifest {
 struct Listed {
     name: String,
     size: u64,
-    blake3: String,
+    blake3: Digest,
+}
+
+/// A BLAKE3 digest; hexadecimal in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Digest(blake3::Hash);
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        blake3::Hash::from_hex(text.as_bytes())
+            .map(Self)
+            .map_err(|_| D::Error::custom("a digest that is none"))
+    }
 }

@@ -10,6 +10,9 @@ const SAMPLE: usize = 32 << 10;
 /// Fast, and on the memory of real programs within a few percent of the default.
 const ZSTD_LEVEL: i32 = 1;
 
+/// A stored piece has at most so many bytes.
+pub const LARGEST_STORED: u64 = PIECE as u64;
+
 /// Compresses a piece, or leaves it as it is where that saves less than a tenth.
 pub fn encode(bytes: Vec<u8>, compression: Compression) -> Result<(Coding, Vec<u8>)> {
     let coding = match compression {
@@ -56,9 +59,11 @@ pub fn decode(name: &str, coding: Coding, stored: Vec<u8>) -> Result<Vec<u8>> {
                 .map(|size| u32::from_le_bytes(*size) as usize)
                 .filter(|size| *size <= PIECE)
                 .ok_or_else(|| damaged("no size of a piece".to_owned()))?;
-            let plain = lz4_flex::block::decompress_size_prepended(&stored)
+            let plain = lz4_flex::block::decompress(&stored[4..], size)
                 .map_err(|why| damaged(why.to_string()))?;
-            debug_assert_eq!(plain.len(), size);
+            if plain.len() != size {
+                return Err(damaged("less than the piece should have".to_owned()));
+            }
             plain
         }
     };
@@ -66,4 +71,31 @@ pub fn decode(name: &str, coding: Coding, stored: Vec<u8>) -> Result<Vec<u8>> {
         return Err(damaged(format!("a piece of {} bytes", plain.len())));
     }
     Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_piece_is_damage_and_never_costs_more_memory_than_a_piece() {
+        let large = vec![0; 3 * PIECE];
+        let zstd = zstd::bulk::compress(&large, 1).unwrap();
+        let lz4 = lz4_flex::block::compress_prepend_size(&large);
+        let mut short = lz4_flex::block::compress_prepend_size(b"some bytes, some bytes");
+        short[..4].copy_from_slice(&(PIECE as u32).to_le_bytes());
+        for (coding, stored) in [
+            (Coding::Raw, large),
+            (Coding::Zstd, zstd),
+            (Coding::Zstd, vec![1; 100]),
+            (Coding::Lz4, lz4),
+            (Coding::Lz4, short),
+            (Coding::Lz4, vec![0xff; 100]),
+            (Coding::Lz4, vec![]),
+            (Coding::Lz4, vec![1, 0]),
+        ] {
+            let error = decode("memory/x/000000", coding, stored).unwrap_err();
+            assert_eq!(error.code(), "E-IMAGE-DAMAGED", "{error}");
+        }
+    }
 }

@@ -56,6 +56,9 @@ pub enum Coding {
 }
 
 impl Coding {
+    /// All of them.
+    pub const ALL: [Coding; 3] = [Coding::Zstd, Coding::Raw, Coding::Lz4];
+
     fn suffix(self) -> &'static str {
         match self {
             Coding::Raw => "raw",
@@ -75,7 +78,7 @@ pub fn piece(prefix: &str, index: u64, coding: Coding) -> String {
 pub fn parse_piece(name: &str) -> Option<(&str, u64, Coding)> {
     let (prefix, file) = name.rsplit_once('/')?;
     let (digits, suffix) = file.split_once('.')?;
-    let coding = [Coding::Raw, Coding::Zstd, Coding::Lz4]
+    let coding = Coding::ALL
         .into_iter()
         .find(|coding| coding.suffix() == suffix)?;
     let index = digits.parse().ok()?;

@@ -2,6 +2,7 @@
 
 use super::entry::Kind;
 use super::name::{self, Coding};
+use super::spill::spill;
 use super::tar::{self, BLOCK, Block};
 use super::{Manifest, PIECE, codec, error};
 use crate::error::{Context, Error, Result};
@@ -16,15 +17,20 @@ use std::path::Path;
 
 /// A record has at most so many bytes.
 const LARGEST_RECORD: u64 = 256 << 20;
-/// An image has at most so many members.
-const MOST_MEMBERS: usize = 1 << 24;
+/// The manifest has at most so many bytes.
+const LARGEST_MANIFEST: u64 = 1 << 30;
+/// An image has at most so many members: 4 TiB of memory.
+const MOST_MEMBERS: usize = 1 << 22;
+/// Their names have at most so many bytes together.
+const LONGEST_NAMES: usize = 64 * MOST_MEMBERS;
 
 /// A member.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Place {
+    name: String,
     offset: u64,
     size: u64,
-    digest: [u8; 32],
+    digest: blake3::Hash,
 }
 
 /// An image. Several threads may read from it.
@@ -33,73 +39,93 @@ pub struct Reader {
     file: File,
     header: Header,
     /// In the order of the tar.
-    names: Vec<String>,
-    members: HashMap<String, Place>,
-    /// (prefix, index) of pieces to their coding.
-    pieces: HashMap<String, Vec<Option<Coding>>>,
+    places: Vec<Place>,
+    /// Indices of `places`, ascending by name.
+    by_name: Vec<u32>,
+    /// By prefix, the number of the last piece and one.
+    pieces: HashMap<String, u64>,
 }
 
 impl Reader {
     /// Opens an image and reads its list of members; the content of each is verified when it is read.
     pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("reading {}", path.display());
         let file = File::open(path).doing(|| format!("opening {}", path.display()))?;
-        Self::from_file(file).doing(|| format!("reading {}", path.display()))
+        if file.metadata().doing(doing)?.is_dir() {
+            return Err(error::not_an_image("it is a directory")).doing(doing);
+        }
+        Self::read_from(file, path.parent()).doing(doing)
     }
 
     /// The same with a file that is open. One that cannot be read at any place (a pipe) is copied to a
     /// temporary file first, as is a gzipped one.
-    pub fn from_file(mut file: File) -> Result<Self> {
+    pub fn from_file(file: File) -> Result<Self> {
+        Self::read_from(file, None)
+    }
+
+    fn read_from(mut file: File, beside: Option<&Path>) -> Result<Self> {
+        let beside = beside.filter(|directory| !directory.as_os_str().is_empty());
         if file.seek(SeekFrom::Start(0)).is_err() {
-            file = spill(&mut file)?;
+            file = spill(&mut file, beside)?;
         }
         let mut magic = [0; 2];
-        let read = file.read_at(&mut magic, 0)?;
-        if read == 2 && magic == [0x1f, 0x8b] {
-            file = spill(&mut MultiGzDecoder::new(BufReader::with_capacity(
-                PIECE, &file,
-            )))?;
+        if file.read_at(&mut magic, 0)? == 2 && magic == [0x1f, 0x8b] {
+            file.seek(SeekFrom::Start(0))?;
+            let mut plain = MultiGzDecoder::new(BufReader::with_capacity(PIECE, &file));
+            file = spill(&mut plain, beside)?;
         }
-        let mut index = Index::read(&file)?;
-        let header = index.header(&file)?;
+        let index = Index::read(&file)?;
         let manifest = index.manifest(&file)?;
-        index.verify(&manifest)?;
-        let mut members = HashMap::with_capacity(manifest.members.len());
-        let mut pieces: HashMap<String, Vec<Option<Coding>>> = HashMap::new();
-        let mut names = Vec::with_capacity(manifest.members.len());
-        for (listed, (_, offset, size)) in manifest.members.into_iter().zip(index.entries) {
-            let digest = blake3::Hash::from_hex(&listed.blake3)
-                .map_err(|_| error::damaged("the manifest holds a digest that is none"))?;
-            if let Some((prefix, number, coding)) = name::parse_piece(&listed.name) {
-                let known = pieces.entry(prefix.to_owned()).or_default();
-                let number = usize::try_from(number)
-                    .ok()
-                    .filter(|number| *number < MOST_MEMBERS)
-                    .ok_or_else(|| error::unknown_member(&listed.name))?;
-                if known.len() <= number {
-                    known.resize(number + 1, None);
+        let (mut places, mut pieces) = (Vec::with_capacity(index.entries.len()), HashMap::new());
+        for (listed, entry) in manifest.members.iter().zip(index.entries) {
+            if let Some((prefix, number, _)) = name::parse_piece(&entry.name) {
+                let count = number
+                    .checked_add(1)
+                    .ok_or_else(|| error::unknown_member(&entry.name))?;
+                match pieces.get_mut(prefix) {
+                    Some(known) => *known = count.max(*known),
+                    None => drop(pieces.insert(prefix.to_owned(), count)),
                 }
-                known[number] = Some(coding);
             }
-            names.push(listed.name.clone());
-            let place = Place {
-                offset,
-                size,
-                digest: *digest.as_bytes(),
-            };
-            if members.insert(listed.name.clone(), place).is_some() {
-                return Err(error::damaged(format!(
-                    "there are two members {}",
-                    listed.name
-                )));
+            places.push(Place {
+                name: entry.name,
+                offset: entry.offset,
+                size: entry.size,
+                digest: listed.blake3.0,
+            });
+        }
+        let reader = Self {
+            file,
+            header: index.header,
+            by_name: sort(&places)?,
+            places,
+            pieces,
+        };
+        reader.check_codings()?;
+        Ok(reader)
+    }
+
+    /// No piece is there in two codings.
+    fn check_codings(&self) -> Result<()> {
+        for place in &self.places {
+            if let Some((prefix, index, coding)) = name::parse_piece(&place.name)
+                && self.find_piece(prefix, index).map(|found| found.0) != Some(coding)
+            {
+                return Err(twice(&place.name));
             }
         }
-        Ok(Self {
-            file,
-            header,
-            names,
-            members,
-            pieces,
-        })
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Option<&Place> {
+        self.by_name
+            .binary_search_by(|&index| self.places[index as usize].name.as_str().cmp(name))
+            .ok()
+            .map(|found| &self.places[self.by_name[found] as usize])
+    }
+
+    fn known(&self, name: &str) -> Result<&Place> {
+        self.place(name).ok_or_else(|| error::missing_member(name))
     }
 
     /// The first member.
@@ -109,33 +135,39 @@ impl Reader {
 
     /// The names of all members but the manifest, in their order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+        self.places.iter().map(|place| place.name.as_str())
     }
 
     /// Whether there is such a member.
     pub fn has(&self, name: &str) -> bool {
-        self.members.contains_key(name)
+        self.place(name).is_some()
     }
 
     /// Bytes of a member as it is stored.
     pub fn size(&self, name: &str) -> Option<u64> {
-        self.members.get(name).map(|place| place.size)
+        self.place(name).map(|place| place.size)
+    }
+
+    /// Bytes of the whole tar, not gzipped.
+    pub fn length(&self) -> Result<u64> {
+        end_of(&self.file)
     }
 
     /// A member, whole and verified.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        let place = self
-            .members
-            .get(name)
-            .ok_or_else(|| error::missing_member(name))?;
-        if place.size > LARGEST_RECORD {
-            return Err(error::too_large(name, place.size, LARGEST_RECORD));
+        self.whole(self.known(name)?, LARGEST_RECORD)
+    }
+
+    fn whole(&self, place: &Place, limit: u64) -> Result<Vec<u8>> {
+        let name = &place.name;
+        if place.size > limit {
+            return Err(error::too_large(name, place.size, limit));
         }
         let mut bytes = vec![0; place.size as usize];
         self.file
             .read_exact_at(&mut bytes, place.offset)
             .doing(|| format!("reading member {name}"))?;
-        if blake3::hash(&bytes).as_bytes() != &place.digest {
+        if blake3::hash(&bytes) != place.digest {
             return Err(error::damaged(format!(
                 "member {name} is not what was written"
             )));
@@ -160,32 +192,40 @@ impl Reader {
 
     /// Reads a member from its beginning; the last read fails where the content is not what was written.
     pub fn read(&self, name: &str) -> Result<impl Read + '_> {
-        let place = *self
-            .members
-            .get(name)
-            .ok_or_else(|| error::missing_member(name))?;
         Ok(MemberReader {
             reader: self,
-            name: name.to_owned(),
-            place,
+            place: self.known(name)?,
             done: 0,
             hasher: blake3::Hasher::new(),
         })
     }
 
     /// How many pieces `prefix` has.
-    pub fn pieces(&self, prefix: &str) -> usize {
-        self.pieces.get(prefix).map_or(0, Vec::len)
+    pub fn pieces(&self, prefix: &str) -> u64 {
+        self.pieces.get(prefix).copied().unwrap_or(0)
     }
 
-    /// A piece, verified and decompressed.
+    /// What has pieces, in no order.
+    pub fn prefixes(&self) -> impl Iterator<Item = &str> {
+        self.pieces.keys().map(String::as_str)
+    }
+
+    fn find_piece(&self, prefix: &str, index: u64) -> Option<(Coding, &Place)> {
+        Coding::ALL
+            .into_iter()
+            .find_map(|coding| Some((coding, self.place(&name::piece(prefix, index, coding))?)))
+    }
+
+    /// A piece, verified and decompressed: at most [`PIECE`] bytes.
     pub fn piece(&self, prefix: &str, index: u64) -> Result<Vec<u8>> {
-        let coding = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.pieces.get(prefix)?.get(index).copied().flatten())
+        let (coding, place) = self
+            .find_piece(prefix, index)
             .ok_or_else(|| error::missing_member(&format!("{prefix}/{index:06}")))?;
-        let name = name::piece(prefix, index, coding);
-        codec::decode(&name, coding, self.bytes(&name)?)
+        codec::decode(
+            &place.name,
+            coding,
+            self.whole(place, codec::LARGEST_STORED)?,
+        )
     }
 
     /// All pieces of `prefix`, one after the other.
@@ -201,77 +241,184 @@ impl Reader {
 
     /// Verifies the content of every member.
     pub fn verify(&self) -> Result<()> {
-        for name in &self.names {
-            match name::parse_piece(name) {
+        for place in &self.places {
+            match name::parse_piece(&place.name) {
                 Some((prefix, index, _)) => drop(self.piece(prefix, index)?),
-                None => {
-                    std::io::copy(&mut self.read(name)?, &mut std::io::sink())
-                        .map_err(unwrap_error)?;
-                }
+                None => drop(std::io::copy(
+                    &mut self.read(&place.name)?,
+                    &mut std::io::sink(),
+                )?),
             }
         }
         Ok(())
     }
 }
 
-/// An error of ours that went through [`Read`].
-fn unwrap_error(error: std::io::Error) -> Error {
-    match error.downcast::<Error>() {
-        Ok(own) => own,
-        Err(error) => error.into(),
+/// Indices of `places` in the order of their names, of which none is there twice.
+fn sort(places: &[Place]) -> Result<Vec<u32>> {
+    let mut by_name: Vec<u32> = (0..places.len() as u32).collect();
+    let name = |index: u32| places[index as usize].name.as_str();
+    by_name.sort_unstable_by(|one, other| name(*one).cmp(name(*other)));
+    match by_name
+        .windows(2)
+        .find(|pair| name(pair[0]) == name(pair[1]))
+    {
+        Some(pair) => Err(twice(name(pair[0]))),
+        None => Ok(by_name),
     }
+}
+
+fn twice(name: &str) -> Error {
+    error::damaged(format!("member {name} is there twice"))
+}
+
+fn end_of(mut file: &File) -> Result<u64> {
+    // Block devices have a length too, but not in their metadata.
+    file.seek(SeekFrom::End(0)).doing(|| "measuring the image")
+}
+
+/// A member that a header of the tar speaks of.
+struct Found {
+    name: String,
+    offset: u64,
+    size: u64,
 }
 
 /// What the headers of a tar say.
 struct Index {
-    /// Name, where the content begins, its size.
-    entries: Vec<(String, u64, u64)>,
-    manifest: Option<(u64, u64, String)>,
+    header: Header,
+    /// The header is the first.
+    entries: Vec<Found>,
+    /// Where it is, its size and digest.
+    manifest: (u64, u64, String),
 }
 
 impl Index {
     fn read(file: &File) -> Result<Self> {
-        let length = file.metadata()?.len();
-        let mut index = Self {
-            entries: Vec::new(),
-            manifest: None,
+        let mut walk = Walk {
+            file,
+            length: end_of(file)?,
+            at: 0,
+            records: Vec::new(),
         };
-        let mut at = 0;
-        let mut records = Vec::new();
-        loop {
-            let mut block = [0; BLOCK];
-            if at + BLOCK as u64 > length {
-                return Err(index.ends_early());
+        // The format is looked at before anything else is understood.
+        let first = match walk.next()? {
+            Some((first, _)) if first.name == name::HEADER => first,
+            Some((first, _)) => {
+                let why = format!("its first member is {}", first.name);
+                return Err(error::not_an_image(why));
             }
-            file.read_exact_at(&mut block, at)?;
-            let flaw = |flaw: tar::Flaw| {
-                if at == 0 {
-                    error::not_an_image(format!("its first block {flaw}"))
-                } else {
-                    error::damaged(format!("the header at byte {at} {flaw}"))
-                }
+            None => return Err(error::not_an_image("it begins with zeros")),
+        };
+        let header = read_header(file, &first)?;
+        let mut names = first.name.len();
+        let mut entries = vec![first];
+        let mut manifest = None;
+        while let Some((found, digest)) = walk.next()? {
+            if manifest.is_some() {
+                return Err(error::damaged("something follows the manifest"));
+            }
+            if found.name == name::MANIFEST {
+                manifest = Some((found.offset, found.size, digest.unwrap_or_default()));
+                continue;
+            }
+            names += found.name.len();
+            entries.push(found);
+            if entries.len() > MOST_MEMBERS || names > LONGEST_NAMES {
+                return Err(error::damaged("it has members without end"));
+            }
+        }
+        Ok(Self {
+            header,
+            entries,
+            manifest: manifest.ok_or_else(error::incomplete)?,
+        })
+    }
+
+    /// The manifest, which lists exactly what is there, in its order.
+    fn manifest(&self, file: &File) -> Result<Manifest> {
+        let (offset, size, digest) = &self.manifest;
+        if *size > LARGEST_MANIFEST {
+            return Err(error::too_large(name::MANIFEST, *size, LARGEST_MANIFEST));
+        }
+        let mut bytes = vec![0; *size as usize];
+        file.read_exact_at(&mut bytes, *offset)
+            .doing(|| "reading the manifest")?;
+        if blake3::hash(&bytes).to_hex().as_str() != digest {
+            return Err(error::damaged("the manifest is not what was written"));
+        }
+        let manifest: Manifest = serde_json::from_slice(&bytes)
+            .map_err(|why| error::bad_record(format!("{}: {why}", name::MANIFEST)))?;
+        let same = self.entries.len() == manifest.members.len()
+            && self
+                .entries
+                .iter()
+                .zip(&manifest.members)
+                .all(|(found, listed)| found.name == listed.name && found.size == listed.size);
+        if !same {
+            return Err(error::damaged(
+                "the manifest does not list the members that are there",
+            ));
+        }
+        Ok(manifest)
+    }
+}
+
+fn read_header(file: &File, first: &Found) -> Result<Header> {
+    if first.size > LARGEST_RECORD {
+        return Err(error::too_large(&first.name, first.size, LARGEST_RECORD));
+    }
+    let mut bytes = vec![0; first.size as usize];
+    file.read_exact_at(&mut bytes, first.offset)
+        .doing(|| "reading the header")?;
+    let glance: Glance = serde_json::from_slice(&bytes)
+        .map_err(|why| error::not_an_image(format!("{}: {why}", first.name)))?;
+    if glance.format > FORMAT {
+        return Err(error::newer(glance.format, &glance.engine));
+    }
+    if glance.format < OLDEST_FORMAT {
+        return Err(error::older(glance.format, &glance.engine));
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|why| error::bad_record(format!("{}: {why}", first.name)))
+}
+
+/// Walks along the headers of a tar.
+struct Walk<'f> {
+    file: &'f File,
+    length: u64,
+    /// Of the next header.
+    at: u64,
+    /// Of the pax headers before it.
+    records: Vec<u8>,
+}
+
+impl Walk<'_> {
+    /// The next member and the digest in its pax header; `None` at the end of the tar.
+    fn next(&mut self) -> Result<Option<(Found, Option<String>)>> {
+        loop {
+            let start = self.at;
+            let mut block = [0; BLOCK];
+            self.advance(BLOCK as u64)?;
+            self.file.read_exact_at(&mut block, start)?;
+            let flaw = |flaw: tar::Flaw| match start {
+                0 => error::not_an_image(format!("its first block {flaw}")),
+                _ => error::damaged(format!("the header at byte {start} {flaw}")),
             };
             match tar::parse_block(&block).map_err(flaw)? {
-                Block::Zeros if at == 0 => return Err(error::not_an_image("it begins with zeros")),
-                Block::Zeros => break,
+                Block::Zeros => return Ok(None),
                 Block::Pax(size) => {
-                    if size > tar::LONGEST_PAX {
+                    if self.records.len() as u64 + size > tar::LONGEST_PAX {
                         return Err(flaw("has an extended header that is too long"));
                     }
-                    if at + BLOCK as u64 + size > length {
-                        return Err(index.ends_early());
-                    }
                     let mut some = vec![0; size as usize];
-                    file.read_exact_at(&mut some, at + BLOCK as u64)?;
-                    records.extend_from_slice(&some);
-                    if records.len() as u64 > 2 * tar::LONGEST_PAX {
-                        return Err(flaw("has extended headers without end"));
-                    }
-                    at += BLOCK as u64 + size + tar::padding(size) as u64;
+                    self.advance(size + tar::padding(size) as u64)?;
+                    self.file.read_exact_at(&mut some, start + BLOCK as u64)?;
+                    self.records.extend_from_slice(&some);
                 }
                 Block::Member(block) => {
-                    let (entry, digest) =
-                        tar::parse_member(&block, &std::mem::take(&mut records)).map_err(flaw)?;
+                    let records = std::mem::take(&mut self.records);
+                    let (entry, digest) = tar::parse_member(&block, &records).map_err(flaw)?;
                     let Kind::File { size } = entry.kind else {
                         return Err(flaw("is of something else than a file"));
                     };
@@ -280,109 +427,32 @@ impl Index {
                     }
                     let name = String::from_utf8(entry.name.0)
                         .map_err(|_| error::unknown_member("with a name that is no text"))?;
-                    let content = at + BLOCK as u64;
-                    let end = content
-                        .checked_add(size)
-                        .and_then(|end| end.checked_add(tar::padding(size) as u64))
-                        .filter(|end| *end <= length)
-                        .ok_or_else(|| index.ends_early())?;
-                    if name == name::MANIFEST {
-                        index.manifest = Some((content, size, digest.unwrap_or_default()));
-                    } else if index.manifest.is_some() {
-                        return Err(error::damaged("something follows the manifest"));
-                    } else {
-                        index.entries.push((name, content, size));
-                    }
-                    if index.entries.len() > MOST_MEMBERS {
-                        return Err(error::damaged("it has members without end"));
-                    }
-                    at = end;
+                    let offset = self.at;
+                    self.advance(size)?;
+                    self.advance(tar::padding(size) as u64)?;
+                    return Ok(Some((Found { name, offset, size }, digest)));
                 }
             }
         }
-        Ok(index)
     }
 
-    fn ends_early(&self) -> Error {
-        if self.entries.is_empty() {
-            return error::not_an_image("it ends before its first member does");
-        }
-        error::truncated("it ends in the middle")
-    }
-
-    /// The first member. Its format is looked at before anything else is understood.
-    fn header(&self, file: &File) -> Result<Header> {
-        let Some((first, offset, size)) = self.entries.first() else {
-            return Err(error::not_an_image("it is empty"));
-        };
-        if first != name::HEADER {
-            return Err(error::not_an_image(format!("its first member is {first}")));
-        }
-        if *size > LARGEST_RECORD {
-            return Err(error::too_large(first, *size, LARGEST_RECORD));
-        }
-        let mut bytes = vec![0; *size as usize];
-        file.read_exact_at(&mut bytes, *offset)?;
-        let glance: Glance = serde_json::from_slice(&bytes)
-            .map_err(|why| error::not_an_image(format!("{first}: {why}")))?;
-        if glance.format > FORMAT {
-            return Err(error::newer(glance.format, &glance.engine));
-        }
-        if glance.format < OLDEST_FORMAT {
-            return Err(error::older(glance.format, &glance.engine));
-        }
-        serde_json::from_slice(&bytes).map_err(|why| error::bad_record(format!("{first}: {why}")))
-    }
-
-    fn manifest(&mut self, file: &File) -> Result<Manifest> {
-        let (offset, size, digest) = self.manifest.take().ok_or_else(error::incomplete)?;
-        if size > LARGEST_RECORD * 4 {
-            return Err(error::too_large(name::MANIFEST, size, LARGEST_RECORD * 4));
-        }
-        let mut bytes = vec![0; size as usize];
-        file.read_exact_at(&mut bytes, offset)?;
-        if blake3::hash(&bytes).to_hex().as_str() != digest {
-            return Err(error::damaged("the manifest is not what was written"));
-        }
-        serde_json::from_slice(&bytes)
-            .map_err(|why| error::bad_record(format!("{}: {why}", name::MANIFEST)))
-    }
-
-    /// The manifest lists exactly what is there, in its order.
-    fn verify(&self, manifest: &Manifest) -> Result<()> {
-        let same = self.entries.len() == manifest.members.len()
-            && self
-                .entries
-                .iter()
-                .zip(&manifest.members)
-                .all(|(found, listed)| found.0 == listed.name && found.2 == listed.size);
-        if same {
-            Ok(())
-        } else {
-            Err(error::damaged(
-                "the manifest does not list the members that are there",
-            ))
+    fn advance(&mut self, bytes: u64) -> Result<()> {
+        match self.at.checked_add(bytes) {
+            Some(end) if end <= self.length => {
+                self.at = end;
+                Ok(())
+            }
+            _ if self.at <= BLOCK as u64 => {
+                Err(error::not_an_image("it ends before its first member does"))
+            }
+            _ => Err(error::truncated("it ends in the middle")),
         }
     }
-}
-
-/// Copies a stream to a file without a name.
-fn spill(stream: &mut dyn Read) -> Result<File> {
-    let mut file = tempfile::tempfile().doing(|| "making a temporary file for the image")?;
-    std::io::copy(stream, &mut file).map_err(|why| match why.kind() {
-        std::io::ErrorKind::UnexpectedEof => error::truncated("the gzip stream ends in the middle"),
-        std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput => {
-            error::damaged(format!("the gzip stream: {why}"))
-        }
-        _ => Error::from(why).doing("copying the image to a temporary file"),
-    })?;
-    Ok(file)
 }
 
 struct MemberReader<'r> {
     reader: &'r Reader,
-    name: String,
-    place: Place,
+    place: &'r Place,
     done: u64,
     hasher: blake3::Hasher,
 }
@@ -405,10 +475,10 @@ impl Read for MemberReader<'_> {
         }
         self.hasher.update(&buffer[..read]);
         self.done += read as u64;
-        if self.done == self.place.size && self.hasher.finalize().as_bytes() != &self.place.digest {
+        if self.done == self.place.size && self.hasher.finalize() != self.place.digest {
             return Err(std::io::Error::other(error::damaged(format!(
                 "member {} is not what was written",
-                self.name
+                self.place.name
             ))));
         }
         Ok(read)
@@ -427,7 +497,7 @@ pub struct PieceReader<'r> {
 impl Read for PieceReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while self.at == self.piece.len() {
-            if self.next >= self.reader.pieces(&self.prefix) as u64 {
+            if self.next >= self.reader.pieces(&self.prefix) {
                 return Ok(0);
             }
             self.piece = self

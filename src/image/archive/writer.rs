@@ -3,30 +3,18 @@
 use super::entry::Entry;
 use super::name::{self, Coding};
 use super::tar::{self, BLOCK};
-use super::{Listed, Manifest, PIECE, codec};
+use super::target::{Output, Target, write_error};
+use super::{Digest, Listed, Manifest, PIECE, codec};
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::header::{Compression, Header};
 use flate2::write::GzEncoder;
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
-
-/// Where an image goes.
-#[derive(Debug)]
-pub enum Output {
-    /// A file, which appears under this name only when it is complete. One that is there is replaced.
-    File(PathBuf),
-    /// A pipe, a socket, an open file.
-    Stream(OwnedFd),
-}
 
 enum Sink {
     Plain(BufWriter<File>),
@@ -89,32 +77,13 @@ pub struct Writer {
     jobs: Option<SyncSender<Job>>,
     waiting: VecDeque<Waiting>,
     most_waiting: usize,
-}
-
-/// A file on its way.
-struct Target {
-    temporary: PathBuf,
-    path: PathBuf,
+    spare: Vec<Vec<u8>>,
 }
 
 impl Writer {
     /// Begins an image with its header.
     pub fn create(output: Output, header: &Header) -> Result<Self> {
-        let (file, target) = match output {
-            Output::Stream(fd) => (File::from(fd), None),
-            Output::File(path) => {
-                let temporary = temporary_name(&path)?;
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&temporary)
-                    .map_err(|error| {
-                        write_error(error).doing(format!("creating {}", path.display()))
-                    })?;
-                (file, Some(Target { temporary, path }))
-            }
-        };
+        let (file, target) = output.open()?;
         let buffered = BufWriter::with_capacity(256 << 10, file);
         let sink = if header.compression == Compression::Gzip {
             Sink::Gzip(Box::new(GzEncoder::new(
@@ -133,9 +102,10 @@ impl Writer {
             created: header.created.cast_signed(),
             position: 0,
             manifest: Manifest::default(),
-            jobs: Some(start_workers(workers, header.compression)),
+            jobs: Some(start_workers(workers, header.compression)?),
             waiting: VecDeque::new(),
             most_waiting: 2 * workers + 2,
+            spare: Vec::new(),
         };
         writer.record(name::HEADER, header)?;
         Ok(writer)
@@ -166,11 +136,17 @@ impl Writer {
             let most = buffer
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = content
-                .read(&mut buffer[..most])
-                .doing(|| format!("reading what becomes {name}"))?;
+            let read = match content.read(&mut buffer[..most]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.doing(|| format!("reading what becomes {name}"))?,
+            };
             if read == 0 {
-                return Err(Error::bug(format!("{name} is {left} bytes too short")));
+                return Err(Error::coded(
+                    "E-CONTENT-SHORT",
+                    Exit::Failure,
+                    format!("what becomes {name} ended {left} bytes early"),
+                    "see who changes it, and take the checkpoint again",
+                ));
             }
             hasher.update(&buffer[..read]);
             self.write(&buffer[..read])?;
@@ -184,6 +160,9 @@ impl Writer {
     /// Writes piece `index` of what `prefix` names, at most [`PIECE`] bytes: compressed by another
     /// thread, and written before whatever comes next.
     pub fn piece(&mut self, prefix: &str, index: u64, bytes: Vec<u8>) -> Result<()> {
+        if bytes.len() > PIECE {
+            return Err(Error::bug(format!("a piece of {} bytes", bytes.len())));
+        }
         while self.waiting.len() >= self.most_waiting {
             self.write_piece()?;
         }
@@ -200,6 +179,14 @@ impl Writer {
             done: waits,
         });
         Ok(())
+    }
+
+    /// [`PIECE`] bytes to fill for [`Writer::piece`], whatever they hold: memory that was used before
+    /// need not be cleared and faulted in again.
+    pub fn buffer(&mut self) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.resize(PIECE, 0);
+        buffer
     }
 
     /// Takes bytes and cuts them into pieces.
@@ -226,7 +213,11 @@ impl Writer {
             .recv()
             .map_err(|_| Error::bug("a thread that compresses has ended"))??;
         let name = name::piece(&next.prefix, next.index, done.coding);
-        self.member(&name, &done.bytes, done.digest, done.coding == Coding::Raw)
+        self.member(&name, &done.bytes, done.digest, done.coding == Coding::Raw)?;
+        if done.bytes.capacity() >= PIECE && self.spare.len() < self.most_waiting {
+            self.spare.push(done.bytes);
+        }
+        Ok(())
     }
 
     fn flush_pieces(&mut self) -> Result<()> {
@@ -272,7 +263,7 @@ impl Writer {
         self.manifest.members.push(Listed {
             name: name.to_owned(),
             size,
-            blake3: digest.to_hex().to_string(),
+            blake3: Digest(digest),
         });
     }
 
@@ -315,8 +306,7 @@ impl Writer {
             members: self.manifest.members.len() + 1,
         };
         match self.target.take() {
-            // A pipe cannot be synced.
-            None => drop(file),
+            None => sync(&file)?,
             Some(target) => target.place(&file)?,
         }
         Ok(written)
@@ -331,98 +321,28 @@ impl Drop for Writer {
     }
 }
 
-impl Target {
-    fn place(self, file: &File) -> Result<()> {
-        let done = file
-            .sync_all()
-            .map_err(write_error)
-            .doing(|| format!("storing {}", self.path.display()))
-            .and_then(|()| {
-                std::fs::rename(&self.temporary, &self.path)
-                    .map_err(write_error)
-                    .doing(|| format!("naming {}", self.path.display()))
-            });
-        if done.is_err() {
-            self.remove();
-            return done;
+/// Has the kernel store what can be stored; a pipe or a terminal cannot.
+fn sync(file: &File) -> Result<()> {
+    match file.sync_all() {
+        Err(error)
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EINVAL | Errno::ENOTSUP)
+            ) =>
+        {
+            Ok(())
         }
-        // The new name must survive a crash too.
-        let directory = parent(&self.path);
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .doing(|| format!("storing {}", directory.display()))
+        done => done.map_err(write_error).doing(|| "storing the image"),
     }
-
-    fn remove(&self) {
-        let _ = std::fs::remove_file(&self.temporary);
-    }
-}
-
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// `.NAME.ocimig-PID` beside the file.
-fn temporary_name(path: &Path) -> Result<PathBuf> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::coded(
-            "E-OUTPUT-NAME",
-            Exit::Usage,
-            format!("{} names no file", path.display()),
-            "give the name of the image to write",
-        ));
-    };
-    let mut temporary = std::ffi::OsString::from(".");
-    // Two names and the number have to fit into 255 bytes.
-    let kept = name.as_bytes().len().min(200);
-    temporary.push(std::ffi::OsStr::from_bytes(&name.as_bytes()[..kept]));
-    temporary.push(format!(".ocimig-{}", std::process::id()));
-    Ok(parent(path).join(temporary))
-}
-
-/// The failures of writing that a person can do something about.
-fn write_error(error: std::io::Error) -> Error {
-    let (code, reason, remedy) = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => (
-            "E-OUTPUT-FULL",
-            "there is no space left for the image",
-            "make room, or write it elsewhere with --output",
-        ),
-        Some(Errno::EROFS) => (
-            "E-OUTPUT-READ-ONLY",
-            "the file system is mounted read-only",
-            "write the image elsewhere with --output",
-        ),
-        Some(Errno::EPIPE) => (
-            "E-OUTPUT-PIPE",
-            "nobody reads the image any more",
-            "see why the program behind the pipe has ended",
-        ),
-        Some(Errno::ENOENT | Errno::ENOTDIR) => (
-            "E-OUTPUT-DIRECTORY",
-            "there is no such directory",
-            "make the directory first, or write the image elsewhere with --output",
-        ),
-        Some(Errno::EACCES | Errno::EPERM) => (
-            "E-OUTPUT-DENIED",
-            "the image may not be written there",
-            "write the image elsewhere with --output",
-        ),
-        _ => return error.into(),
-    };
-    Error::coded(code, Exit::Image, reason, remedy)
 }
 
 /// Threads that compress and digest; they end when the queue is dropped.
-fn start_workers(count: usize, compression: Compression) -> SyncSender<Job> {
+fn start_workers(count: usize, compression: Compression) -> Result<SyncSender<Job>> {
     let (jobs, queue) = sync_channel::<Job>(2 * count);
     let queue = Arc::new(Mutex::new(queue));
-    for _ in 0..count {
+    for number in 0..count {
         let queue = queue.clone();
-        std::thread::spawn(move || {
+        let work = move || {
             loop {
                 let job = match queue.lock() {
                     Ok(queue) => queue.recv(),
@@ -437,9 +357,16 @@ fn start_workers(count: usize, compression: Compression) -> SyncSender<Job> {
                 // A writer that was dropped waits for nothing.
                 let _ = job.done.send(result);
             }
-        });
+        };
+        let started = std::thread::Builder::new()
+            .name(format!("compress-{number}"))
+            .spawn(work);
+        // One is enough.
+        if let (0, Err(error)) = (number, started) {
+            return Err(error).doing(|| "starting a thread that compresses");
+        }
     }
-    jobs
+    Ok(jobs)
 }
 
 /// See [`Writer::pieces`].
@@ -469,6 +396,11 @@ impl PieceWriter<'_> {
 
 impl Write for PieceWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = self.writer.spare.pop().unwrap_or_default();
+            self.bytes.clear();
+            self.bytes.reserve_exact(PIECE);
+        }
         let taken = bytes.len().min(PIECE - self.bytes.len());
         self.bytes.extend_from_slice(&bytes[..taken]);
         if self.bytes.len() == PIECE {
