@@ -66,8 +66,9 @@ pub fn attach(mount: BorrowedFd<'_>, onto: BorrowedFd<'_>) -> Result<()> {
     move_mount(mount, onto, 0)
 }
 
-/// Makes `to`, so far private, what `from` is: a peer, or a slave of the same group, or both. Both
-/// must be attached, be of one file system, and the root of `from` must contain that of `to`.
+/// Makes `to`, so far private, what `from` is: a peer, or a slave of the same group, or both. Each may
+/// be attached or detached; they must be of one file system, and the root of `from` must contain
+/// that of `to`.
 pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     move_mount(from, to, libc::MOVE_MOUNT_SET_GROUP)
 }
@@ -256,5 +257,92 @@ impl Configuration {
         let len = nix::unistd::read(&self.0, &mut text).ok()?;
         let text = String::from_utf8_lossy(&text[..len]);
         Some(format!("the kernel says {:?}", text.trim()))
+    }
+}
+
+/// Makes the directory of `root`, a mount somewhere in the calling thread's mount namespace, the
+/// root of that namespace, and takes everything else away from it. Nothing of the old tree that
+/// the new one shares with others (propagation) may be left in it: make both private first. Only for
+/// a thread with file-system attributes of its own.
+pub fn become_root(root: BorrowedFd<'_>) -> Result<()> {
+    nix::unistd::fchdir(root).doing(|| "entering the new root")?;
+    // The old root lands on top of the new one, where the second call takes it from; pivot_root(2).
+    nix::unistd::pivot_root(".", ".").doing(|| "changing the root of a mount namespace")?;
+    nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH).doing(|| "leaving the old root")?;
+    nix::unistd::chdir("/").doing(|| "entering the root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::mountinfo;
+    use crate::sys::ns;
+    use nix::fcntl::{OFlag, open, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    use std::os::fd::AsFd;
+
+    fn path(dir: BorrowedFd<'_>, name: &str) -> OwnedFd {
+        openat(dir, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_tree_is_made_from_detached_mounts_and_becomes_the_root() {
+        let tmpfs = Configuration::new("tmpfs").unwrap();
+        tmpfs.text(b"size", b"64k").unwrap();
+        tmpfs.text(b"source", b"of my own").unwrap();
+        let root = tmpfs.mount().unwrap();
+        mkdirat(&root, "a", Mode::S_IRWXU).unwrap();
+        mkdirat(&root, "b", Mode::S_IRWXU).unwrap();
+        let proc = open("/proc", OFlag::O_PATH, Mode::empty()).unwrap();
+        let mut mounts = Vec::new();
+        let namespace = ns::fresh_with(ns::Kind::Mnt, || {
+            let old = open("/", OFlag::O_PATH, Mode::empty())?;
+            set_propagation(old.as_fd(), Propagation::Private, true)?;
+            attach(root.as_fd(), old.as_fd())?;
+            let seed = clone_tree(root.as_fd())?;
+            let a = clone_tree(path(root.as_fd(), "a").as_fd())?;
+            attach(a.as_fd(), path(root.as_fd(), "b").as_fd())?;
+            set_attributes(
+                a.as_fd(),
+                libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME,
+            )?;
+            Configuration::of(root.as_fd())?.flag(b"ro")?;
+            become_root(root.as_fd())?;
+            // A root that is shared already cannot be pivoted to in this way.
+            set_propagation(seed.as_fd(), Propagation::Shared, false)?;
+            join_group(seed.as_fd(), root.as_fd())?;
+            join_group(seed.as_fd(), a.as_fd())?;
+            let info = openat(
+                &proc,
+                "thread-self/mountinfo",
+                OFlag::O_RDONLY,
+                Mode::empty(),
+            )?;
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut std::fs::File::from(info), &mut text)?;
+            mounts = mountinfo::parse(text)?;
+            assert_eq!(mount_id(a.as_fd())?, mounts[1].id);
+            Ok(())
+        })
+        .unwrap();
+        drop(namespace);
+        assert_eq!(mounts.len(), 2, "{mounts:?}");
+        assert_eq!(mounts[0].mount_point, b"/");
+        assert_eq!(mounts[0].source, b"of my own");
+        assert_eq!(mounts[1].mount_point, b"/b");
+        assert_eq!(mounts[1].root, b"/a");
+        assert_eq!(mounts[1].options, b"ro,noatime");
+        assert!(mounts[0].shared.is_some());
+        assert_eq!(mounts[1].shared, mounts[0].shared);
+    }
+
+    #[test]
+    fn the_kernels_own_words_are_in_the_error() {
+        let tmpfs = Configuration::new("tmpfs").unwrap();
+        let error = tmpfs.text(b"nonsense", b"1").unwrap_err().to_string();
+        assert!(
+            error.contains("nonsense") && error.contains("kernel says"),
+            "{error}"
+        );
     }
 }

@@ -112,8 +112,10 @@ pub fn fresh(kind: Kind) -> Result<OwnedFd> {
 pub fn fresh_with(kind: Kind, fill: impl FnOnce() -> Result<()> + Send) -> Result<OwnedFd> {
     on_thread(|| {
         unshare_own(kind)?;
+        // A filled mount namespace need not have a /proc to open it from.
+        let namespace = open_own(kind)?;
         fill()?;
-        open_own(kind)
+        Ok(namespace)
     })
 }
 
