@@ -1,3 +1,378 @@
 //! The story of a checkpoint, in order.
+//!
+//! ```text
+//! find → guard → FREEZE → hold every thread → collect everything
+//!      → anything that cannot be taken along? say all of it, let everything go
+//!      → write → sync → kill, or let go
+//! ```
+//!
+//! Until the image is complete and on the disk nothing is killed, and whatever fails lets the container
+//! go on as it was: every value that holds something of it gives it back when it is dropped. Should this
+//! process be killed, the kernel lets the traced threads go, and the guard thaws the cgroup.
 
+pub mod collect;
 pub mod stop;
+mod write;
+
+use crate::error::{Context, Error, Exit, Refusals, Result};
+use crate::image::archive::{Output as ArchiveOutput, Writer};
+use crate::image::header::Container as Identity;
+use crate::proc::read::Process;
+use crate::request::{
+    After, Checkpoint, CheckpointReport, External, Facts, Output, Phase, Progress, Rootfs, Stage,
+    Target, Tcp, Watcher,
+};
+use crate::resource::cgroup::Cgroups;
+use crate::resource::cgroup::freezer::Freezer;
+use crate::resource::layer::{self, Overlay};
+use crate::resource::namespaces::mnt;
+use crate::resource::sockets::Choices;
+use crate::sys::guard::Guard;
+use collect::{Collected, Options};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Checkpoints a container.
+pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<CheckpointReport> {
+    let init = match request.target() {
+        Target::Pid(pid) => *pid,
+        Target::Container { id, .. } => {
+            return Err(Error::bug(format!("container {id} was not looked up")));
+        }
+    };
+    require_init(init)?;
+    let options = request.options();
+    let config = read_config(request)?;
+    let cgroups = Cgroups::of_container(init, &known_cgroups(request), &[])?;
+    let mut freezer = Freezer::find(&cgroups)?;
+    let guard = match &freezer {
+        Some(freezer) => Some(Guard::start(freezer.undo()?)?),
+        None => None,
+    };
+    watcher.notify(Stage::PreDump, &Facts::default())?;
+    let begun = Instant::now();
+    watcher.progress(progress(Phase::Freezing));
+    if let Some(freezer) = &mut freezer {
+        freezer.freeze(options.freeze_timeout)?;
+    }
+    let mut refusals = Refusals::new();
+    let mut container = stop::hold(init, freezer.as_mut(), &mut refusals)?;
+    let freezing = begun.elapsed();
+    watcher.notify(Stage::NetworkLock, &Facts::default())?;
+    watcher.notify(Stage::QueryExtFiles, &Facts::default())?;
+    let mut external = options.external.clone();
+    external.append(&mut watcher.external());
+    watcher.progress(progress(Phase::Collecting));
+    let collect_options = collect_options(request, &external, &cgroups, config.as_ref())?;
+    let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
+    let root = root_layer(init, options.rootfs, &mut refusals)?;
+    refusals.into_result()?;
+    let mut report = CheckpointReport {
+        processes: collected.processes.len(),
+        freezing,
+        pages_written: collected.pages.size() / crate::image::memory::PAGE,
+        ..CheckpointReport::default()
+    };
+    if !options.dry_run {
+        let identity = identity(request);
+        report.image_bytes = write_image(
+            request,
+            identity,
+            &collected,
+            config.as_ref(),
+            root,
+            watcher,
+        )?;
+    }
+    watcher.notify(Stage::PostDump, &Facts::default())?;
+    end(request, container, freezer, collected, watcher)?;
+    report.frozen = begun.elapsed();
+    if let Some(guard) = guard {
+        guard.end()?;
+    }
+    Ok(report)
+}
+
+fn progress(phase: Phase) -> Progress {
+    Progress {
+        phase,
+        done: 0,
+        total: None,
+    }
+}
+
+fn require_init(host_pid: i32) -> Result<()> {
+    let process = Process::new(host_pid);
+    let status = process.status().map_err(|error| {
+        if process.exists() {
+            error
+        } else {
+            Error::coded(
+                "E-NO-PROCESS",
+                Exit::NotFound,
+                format!("there is no process {host_pid}"),
+                "give the number of the container's first process, as this host numbers it",
+            )
+        }
+    })?;
+    if status.own_pid() != 1 || status.ns_pid.len() < 2 {
+        return Err(Error::coded(
+            "E-NO-INIT",
+            Exit::Refused,
+            format!("process {host_pid} is not the first of a PID namespace"),
+            "give the number of a container's first process",
+        ));
+    }
+    Ok(())
+}
+
+fn read_config(request: &Checkpoint) -> Result<Option<serde_json::Value>> {
+    let Some(bundle) = &request.options().description.bundle else {
+        return Ok(None);
+    };
+    let path = bundle.join("config.json");
+    let doing = || format!("reading {}", path.display());
+    let bytes = std::fs::read(&path).doing(doing)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|why| {
+        Error::coded(
+            "E-CONFIG",
+            Exit::Failure,
+            format!("{} is no JSON: {why}", path.display()),
+            "repair the bundle",
+        )
+    })
+}
+
+/// The cgroup that the caller names, as a path in its hierarchy.
+fn known_cgroups(request: &Checkpoint) -> Vec<String> {
+    let Some(directory) = &request.options().freeze_cgroup else {
+        return Vec::new();
+    };
+    let Ok(hierarchies) = crate::resource::cgroup::Hierarchies::of_this_host() else {
+        return Vec::new();
+    };
+    hierarchies
+        .0
+        .iter()
+        .filter_map(|hierarchy| {
+            let top = hierarchy.directory("/")?;
+            let inside = directory.strip_prefix(&top).ok()?;
+            Some(format!("/{}", inside.display()))
+        })
+        .collect()
+}
+
+fn collect_options(
+    request: &Checkpoint,
+    external: &[External],
+    cgroups: &Cgroups,
+    config: Option<&serde_json::Value>,
+) -> Result<Options> {
+    let options = request.options();
+    let mut mounts = mnt::Options {
+        cgroups: cgroups
+            .places
+            .iter()
+            .map(|place| (place.hierarchy.name(), place.path.clone()))
+            .collect(),
+        external: config.map_or_else(BTreeMap::new, bind_mounts),
+    };
+    for one in external {
+        if let External::Mount { point, name } = one {
+            mounts
+                .external
+                .insert(point.as_os_str().as_bytes().to_vec(), name.clone());
+        }
+    }
+    Ok(Options {
+        files: external
+            .iter()
+            .filter(|one| {
+                matches!(
+                    one,
+                    External::File { .. } | External::Terminal { .. } | External::Unix { .. }
+                )
+            })
+            .map(ToString::to_string)
+            .collect(),
+        sockets: Choices {
+            tcp_established: options.tcp == Tcp::Keep,
+            tcp_close: options.tcp == Tcp::Drop,
+            ext_unix_sk: options.external_unix,
+        },
+        mounts,
+    })
+}
+
+/// Mount points of the spec's bind mounts: what is there is the host's.
+fn bind_mounts(config: &serde_json::Value) -> BTreeMap<Vec<u8>, String> {
+    let mounts = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
+    mounts
+        .iter()
+        .filter(|mount| {
+            let options = mount["options"].as_array().map_or(&[][..], Vec::as_slice);
+            mount["type"] == "bind"
+                || options
+                    .iter()
+                    .any(|option| option == "bind" || option == "rbind")
+        })
+        .filter_map(|mount| mount["destination"].as_str())
+        .map(|point| (point.as_bytes().to_vec(), point.to_owned()))
+        .collect()
+}
+
+/// What is taken of the root file system.
+enum Root {
+    Nothing,
+    /// The upper directory of an overlay.
+    Upper(File),
+    /// All of the root mount.
+    Whole(std::os::fd::OwnedFd),
+}
+
+fn root_layer(init: i32, wanted: Rootfs, refusals: &mut Refusals) -> Result<Root> {
+    if wanted == Rootfs::None {
+        return Ok(Root::Nothing);
+    }
+    let mounts = Process::new(init).mountinfo()?;
+    let own = Process::new(std::process::id().cast_signed()).mountinfo()?;
+    let Some(root) = mounts.iter().find(|mount| mount.mount_point == b"/") else {
+        return Err(Error::bug("the container has no root mount"));
+    };
+    let shares_root = own.iter().any(|mount| {
+        mount.mount_point == b"/" && mount.device == root.device && mount.root == root.root
+    });
+    if shares_root {
+        // It runs on the host's own root.
+        return Ok(Root::Nothing);
+    }
+    let upper = root
+        .super_options()
+        .find_map(|option| option.strip_prefix(b"upperdir=").map(<[u8]>::to_vec))
+        .filter(|_| root.fs_type == b"overlay" && wanted != Rootfs::Full);
+    if let Some(upper) = upper {
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(&upper));
+        return match File::open(&path) {
+            Ok(directory) => Ok(Root::Upper(directory)),
+            Err(error) => {
+                refusals.add(
+                    "E-ROOTFS-UPPER",
+                    format!("the upper directory {} of the root", path.display()),
+                    format!("it cannot be opened here: {error}"),
+                    "take the whole root with --rootfs full, or nothing of it with --rootfs none",
+                );
+                Ok(Root::Nothing)
+            }
+        };
+    }
+    if wanted == Rootfs::Diff {
+        refusals.add(
+            "E-ROOTFS-NO-OVERLAY",
+            "the root file system",
+            "it is no overlay, so nobody knows what the container changed",
+            "take the whole root with --rootfs full",
+        );
+        return Ok(Root::Nothing);
+    }
+    let namespace = crate::sys::ns::open(init, crate::sys::ns::Kind::Mnt)?;
+    let whole = crate::sys::ns::inside(&[namespace.as_fd()], || {
+        let top = File::open("/").doing(|| "opening the container's root")?;
+        crate::sys::mount::clone_tree(top.as_fd())
+    })?;
+    Ok(Root::Whole(whole))
+}
+
+fn identity(request: &Checkpoint) -> Identity {
+    let description = &request.options().description;
+    Identity {
+        id: description.id.clone().unwrap_or_default(),
+        name: description.name.clone(),
+        runtime: description.runtime.clone(),
+    }
+}
+
+fn write_image(
+    request: &Checkpoint,
+    identity: Identity,
+    collected: &Collected,
+    config: Option<&serde_json::Value>,
+    root: Root,
+    watcher: &mut dyn Watcher,
+) -> Result<u64> {
+    let header = write::header(identity, request.options().compression)?;
+    let output = match request.output() {
+        Output::File(path) => ArchiveOutput::File(path.clone()),
+        Output::Stream(fd) => ArchiveOutput::Stream(fd.try_clone()?),
+    };
+    let mut writer = Writer::create(output, &header)?;
+    let mut refusals = Refusals::new();
+    write::records(&mut writer, collected, config)?;
+    write::contents(&mut writer, collected, &mut refusals)?;
+    match root {
+        Root::Nothing => {}
+        Root::Upper(upper) => {
+            let mut pieces = writer.pieces("rootfs/diff");
+            layer::capture(
+                upper.as_fd(),
+                Overlay::Upper,
+                "the root file system",
+                &mut pieces,
+                &mut refusals,
+            )?;
+            pieces.finish()?;
+        }
+        Root::Whole(whole) => {
+            let mut pieces = writer.pieces("rootfs/full");
+            layer::capture(
+                whole.as_fd(),
+                Overlay::No,
+                "the root file system",
+                &mut pieces,
+                &mut refusals,
+            )?;
+            pieces.finish()?;
+        }
+    }
+    refusals.into_result()?;
+    write::pages(&mut writer, collected, watcher)?;
+    watcher.progress(progress(Phase::Syncing));
+    Ok(writer.finish()?.bytes)
+}
+
+/// The image is complete: the container ends, or goes on.
+fn end(
+    request: &Checkpoint,
+    container: stop::Container,
+    freezer: Option<Freezer>,
+    collected: Collected,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    let options = request.options();
+    if options.dry_run || options.after != After::Kill {
+        if let Some(mut freezer) = freezer {
+            // A container that was paused is frozen again before its threads are let go.
+            freezer.as_found()?;
+            freezer.forget();
+        }
+        if options.after == After::Stop {
+            for subject in &container.subjects {
+                crate::sys::pidfd::send_signal(subject.pidfd.as_fd(), libc::SIGSTOP)?;
+            }
+        }
+        container.release()?;
+        drop(collected);
+        watcher.notify(Stage::NetworkUnlock, &Facts::default())?;
+        return Ok(());
+    }
+    collected.outside.silence()?;
+    container.kill()?;
+    collected.outside.gone();
+    if let Some(freezer) = freezer {
+        freezer.forget();
+    }
+    Ok(())
+}

@@ -36,8 +36,12 @@ pub struct Thread {
 /// A process that is held.
 #[derive(Debug)]
 pub struct Held {
-    /// Stands for it towards the other rooms.
-    pub subject: Subject,
+    /// As this host numbers it.
+    pub host_pid: i32,
+    /// Its own number.
+    pub pid: i32,
+    /// Its name, for messages.
+    pub comm: String,
     /// Its threads, the leader first, then ascending.
     pub threads: Vec<Thread>,
     scratch: Option<Scratch>,
@@ -55,7 +59,9 @@ pub struct Zombie {
 /// All processes of a container, held. Dropping it lets them go.
 #[derive(Debug, Default)]
 pub struct Container {
-    /// Ascending by their own numbers.
+    /// What stands for each of them towards the rooms that look from outside.
+    pub subjects: Vec<Subject>,
+    /// Ascending by their own numbers, in the same order.
     pub processes: Vec<Held>,
     /// Likewise.
     pub zombies: Vec<Zombie>,
@@ -178,15 +184,21 @@ pub fn hold(
         let Some(catch) = caught.remove(&host_pid) else {
             continue;
         };
-        container
-            .processes
-            .push(Held::new(host_pid, catch.pidfd, threads)?);
+        let held = Held::new(host_pid, threads)?;
+        container.subjects.push(Subject {
+            host_pid,
+            pid: held.pid,
+            pidfd: catch.pidfd,
+            comm: held.comm.clone(),
+        });
+        container.processes.push(held);
     }
     for host_pid in zombies {
         let pid = Process::new(host_pid).status()?.own_pid();
         container.zombies.push(Zombie { host_pid, pid });
     }
-    container.processes.sort_by_key(|held| held.subject.pid);
+    container.subjects.sort_by_key(|subject| subject.pid);
+    container.processes.sort_by_key(|held| held.pid);
     container.zombies.sort_by_key(|zombie| zombie.pid);
     Ok(container)
 }
@@ -287,7 +299,7 @@ fn stop_all(
 }
 
 impl Held {
-    fn new(host_pid: i32, pidfd: OwnedFd, threads: BTreeMap<i32, Stopped>) -> Result<Self> {
+    fn new(host_pid: i32, threads: BTreeMap<i32, Stopped>) -> Result<Self> {
         let process = Process::new(host_pid);
         let mut found = Vec::with_capacity(threads.len());
         for (host_tid, stopped) in threads {
@@ -309,12 +321,9 @@ impl Held {
             ));
         }
         Ok(Self {
-            subject: Subject {
-                host_pid,
-                pid: leader.tid,
-                pidfd,
-                comm: String::from_utf8_lossy(&leader.status.name).into_owned(),
-            },
+            host_pid,
+            pid: leader.tid,
+            comm: String::from_utf8_lossy(&leader.status.name).into_owned(),
             threads: found,
             scratch: None,
         })
@@ -332,12 +341,12 @@ impl Held {
         self.threads[index]
             .stopped
             .run(scratch, batch)
-            .doing(|| format!("asking pid {} ({})", self.subject.pid, self.subject.comm))
+            .doing(|| format!("asking pid {} ({})", self.pid, self.comm))
     }
 
     fn enter(&mut self) -> Result<()> {
-        let host_pid = self.subject.host_pid;
-        let object = || format!("pid {} ({})", self.subject.pid, self.subject.comm);
+        let host_pid = self.host_pid;
+        let object = self.object();
         let tids = self
             .threads
             .iter()
@@ -362,7 +371,7 @@ impl Held {
                 Exit::Refused,
                 format!(
                     "{} has no system call instruction anywhere in its code",
-                    object()
+                    object
                 ),
                 "such a process cannot be asked anything",
             ));
@@ -375,16 +384,21 @@ impl Held {
         );
         let scratch = Scratch::map(
             &mut leader.stopped,
-            self.subject.pid,
+            self.pid,
             tids,
             instruction,
             home,
             None,
             SCRATCH_DATA,
         )
-        .doing(|| format!("entering {}", object()))?;
+        .doing(|| format!("entering {object}"))?;
         self.scratch = Some(scratch);
         Ok(())
+    }
+
+    /// `pid 7 (nginx)`
+    pub fn object(&self) -> String {
+        format!("pid {} ({})", self.pid, self.comm)
     }
 
     /// Takes our pages out again.
@@ -401,7 +415,7 @@ impl Container {
     pub fn init(&self) -> Result<&Held> {
         self.processes
             .iter()
-            .find(|held| held.subject.pid == 1)
+            .find(|held| held.pid == 1)
             .ok_or_else(|| {
                 Error::coded(
                     "E-NO-INIT",
@@ -443,9 +457,9 @@ impl Container {
 
     /// Kills every process. They are gone when this returns.
     pub fn kill(mut self) -> Result<()> {
-        for held in &self.processes {
-            pidfd::send_signal(held.subject.pidfd.as_fd(), libc::SIGKILL)
-                .doing(|| format!("killing pid {}", held.subject.pid))?;
+        for subject in &self.subjects {
+            pidfd::send_signal(subject.pidfd.as_fd(), libc::SIGKILL)
+                .doing(|| format!("killing pid {}", subject.pid))?;
         }
         let mut threads: BTreeSet<i32> = std::mem::take(&mut self.processes)
             .iter()

@@ -1,7 +1,9 @@
 //! Front 1: the command line, one file per subcommand.
 
+pub mod checkpoint;
 pub mod inspect;
 pub mod regions;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -9,12 +11,17 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "ocimig", version, about, max_term_width = 100)]
 struct Arguments {
+    /// Log what is done to standard error; twice for more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write a container into an image
+    Checkpoint(checkpoint::Arguments),
     /// Print the memory regions of a process in five segments
     Regions(regions::Arguments),
     /// Show what is in an image
@@ -23,7 +30,10 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    log_to_stderr(arguments.verbose);
+    let result = match arguments.command {
+        Command::Checkpoint(arguments) => checkpoint::run(arguments),
         Command::Regions(arguments) => regions::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
     };
@@ -34,4 +44,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit() as u8)
         }
     }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }

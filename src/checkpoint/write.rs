@@ -1,0 +1,116 @@
+//! The image of a collected container, in one pass.
+
+use super::collect::Collected;
+use crate::error::{Context, Refusals, Result};
+use crate::image::archive::Writer;
+use crate::image::header::Compression;
+use crate::image::header::{Container, FORMAT, Header, Host, OLDEST_FORMAT};
+use crate::image::memory::PAGE;
+use crate::request::{Phase, Progress, Watcher};
+use crate::resource::layer::{self, Overlay};
+use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The first member.
+pub fn header(container: Container, compression: Compression) -> Result<Header> {
+    let uname = nix::sys::utsname::uname().doing(|| "uname")?;
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").doing(|| "reading /proc/cpuinfo")?;
+    let field = |name: &str| {
+        cpu.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))
+            .map(str::trim)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let mut features: Vec<String> = field("flags")
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    features.sort();
+    debug_assert!(OLDEST_FORMAT <= FORMAT);
+    Ok(Header {
+        format: FORMAT,
+        engine: concat!("ocimig ", env!("CARGO_PKG_VERSION")).to_owned(),
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        host: Host {
+            kernel: uname.release().to_string_lossy().into_owned(),
+            architecture: uname.machine().to_string_lossy().into_owned(),
+            page_size: PAGE,
+            cpu_model: field("model name"),
+            cpu_features: features,
+            xsave_components: crate::resource::threads::xstate_components(),
+        },
+        container,
+        compression,
+        requires: Vec::new(),
+    })
+}
+
+/// Writes the records.
+pub fn records(
+    writer: &mut Writer,
+    collected: &Collected,
+    config: Option<&serde_json::Value>,
+) -> Result<()> {
+    if let Some(config) = config {
+        writer.record("config.json", config)?;
+    }
+    for process in &collected.processes {
+        writer.record(&format!("processes/{}.json", process.member.pid), process)?;
+    }
+    writer.record("objects/files.json", &collected.files)?;
+    writer.record("objects/sockets.json", &collected.sockets)?;
+    writer.record("objects/memory.json", &collected.memory)?;
+    writer.record("objects/seccomp.json", &collected.seccomp)?;
+    writer.record("namespaces/list.json", &collected.namespaces)?;
+    writer.record("namespaces/time.json", &collected.time)?;
+    if let Some(uts) = &collected.uts {
+        writer.record("namespaces/uts.json", uts)?;
+    }
+    if let Some(mounts) = &collected.mounts {
+        writer.record("namespaces/mnt.json", mounts)?;
+    }
+    Ok(())
+}
+
+/// Writes what records only name: queues, deleted files, file systems of the container's own.
+pub fn contents(writer: &mut Writer, collected: &Collected, refusals: &mut Refusals) -> Result<()> {
+    for (member, content) in &collected.contents {
+        let (mut read, mut write) = std::io::pipe()?;
+        std::thread::scope(|scope| {
+            let source = scope.spawn(move || content.write_to(&mut write));
+            writer.stream(member, content.len(), &mut read)?;
+            source.join().unwrap_or_else(|_| {
+                Err(crate::error::Error::bug(
+                    "a thread that reads files panicked",
+                ))
+            })
+        })
+        .doing(|| format!("writing {member}"))?;
+    }
+    for tree in &collected.trees {
+        let mut pieces = writer.pieces(&tree.pieces);
+        let what = format!("the file system at {}", tree.point);
+        layer::capture(tree.root.as_fd(), Overlay::No, &what, &mut pieces, refusals)?;
+        pieces.finish()?;
+    }
+    Ok(())
+}
+
+/// Writes the pages.
+pub fn pages(writer: &mut Writer, collected: &Collected, watcher: &mut dyn Watcher) -> Result<()> {
+    let total = collected.pages.size();
+    let mut done = 0;
+    collected.pages.read(&mut |object, number, bytes| {
+        done += bytes.len() as u64;
+        writer.piece(&format!("memory/{object}"), number, bytes)?;
+        watcher.progress(Progress {
+            phase: Phase::Transferring,
+            done,
+            total: Some(total),
+        });
+        Ok(())
+    })
+}
