@@ -9,7 +9,7 @@
 //! ```text
 //! cli, criu, oci front → request → checkpoint, restore, plan, check → resource → tracee, proc → sys
 //! image knows nobody; resource, checkpoint, restore and plan know it.
-//! error is known by all and knows nobody.
+//! error is known by all and knows nobody; fault knows only error.
 //! ```
 
 #![deny(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod criu;
 pub mod error;
+pub mod fault;
 pub mod image;
 pub mod oci;
 pub mod proc;
