@@ -17,4 +17,4 @@ pub use container::{Container, Image};
 pub use ground::Ground;
 pub use rootfs::Rootfs;
 pub use snapshot::Snapshot;
-pub use tools::{Output, patience, run, subject};
+pub use tools::{Output, patience, read, run, subject, try_run};

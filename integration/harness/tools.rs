@@ -52,8 +52,8 @@ pub fn try_run(command: &mut Command) -> Result<String, String> {
         }
     };
     // Something that the command left behind may hold the pipes open.
-    output.wait_for_end(Duration::from_secs(1));
-    errors.wait_for_end(Duration::from_millis(200));
+    output.wait_at_most(Duration::from_secs(1));
+    errors.wait_at_most(Duration::from_millis(200));
     if status.success() {
         Ok(output.text())
     } else {
@@ -138,7 +138,16 @@ impl Output {
         });
     }
 
-    fn wait_for_end(&self, at_most: Duration) {
+    /// Waits until nobody can write any more; panics when somebody still can after a while.
+    pub fn wait_for_end(&self) {
+        self.wait_at_most(patience());
+        assert!(
+            self.shared.0.lock().unwrap().ended,
+            "somebody holds the pipe"
+        );
+    }
+
+    fn wait_at_most(&self, at_most: Duration) {
         let collected = self.shared.0.lock().unwrap();
         drop(
             self.shared
