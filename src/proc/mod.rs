@@ -15,6 +15,7 @@ pub mod small;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 mod text;
 pub mod timers;
 

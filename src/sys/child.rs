@@ -81,6 +81,77 @@ pub fn produce(open: impl FnOnce() -> RawFd) -> Result<OwnedFd> {
     }
 }
 
+/// A child that does nothing and shares nothing but the address space that it was forked with, to be
+/// compared with. It ends when this is dropped, or with its parent.
+#[derive(Debug)]
+pub struct Idle {
+    host_pid: i32,
+    pidfd: OwnedFd,
+    _hold: OwnedFd,
+}
+
+impl Idle {
+    /// Starts it. The child sends no signal and no plain wait(2) sees it.
+    pub fn start() -> Result<Self> {
+        let mut pidfd: libc::c_int = -1;
+        let arguments: [u64; 8] = [
+            libc::CLONE_PIDFD as u64,
+            &raw mut pidfd as u64,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ];
+        let mut hold = [0; 2];
+        // SAFETY: the pipe is ours; the child makes system calls only and never returns; what clone3
+        // stores in `pidfd` is a new descriptor of our own.
+        unsafe {
+            Errno::result(libc::pipe2(hold.as_mut_ptr(), libc::O_CLOEXEC))?;
+            let (_out, held) = owned(hold);
+            let child = Errno::result(libc::syscall(
+                libc::SYS_clone3,
+                arguments.as_ptr(),
+                size_of_val(&arguments),
+            ))?;
+            if child == 0 {
+                libc::close(hold[1]);
+                let mut byte = 0_u8;
+                libc::read(hold[0], (&raw mut byte).cast(), 1);
+                libc::syscall(libc::SYS_exit_group, 0);
+            }
+            Ok(Self {
+                host_pid: child as i32,
+                pidfd: OwnedFd::from_raw_fd(pidfd),
+                _hold: held,
+            })
+        }
+    }
+
+    /// Its number.
+    pub fn host_pid(&self) -> i32 {
+        self.host_pid
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // SAFETY: no pointers; the descriptor is our own child's.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                0,
+                0,
+            );
+        }
+        // Nothing can be done about a child that cannot be waited for.
+        drop(pidfd::reap(self.pidfd.as_fd()));
+    }
+}
+
 /// # Safety
 ///
 /// Both numbers are open descriptors that nobody else owns.

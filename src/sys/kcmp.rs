@@ -17,6 +17,8 @@ pub enum Kind {
     Fs = 3,
     /// Signal dispositions.
     Sighand = 4,
+    /// What is undone in semaphores at the end (SEM_UNDO).
+    Undo = 6,
 }
 
 /// Orders the kernel objects of two processes (a total order while both live, kcmp(2)).

@@ -14,6 +14,7 @@ pub mod inotify;
 pub mod kcmp;
 pub mod lock;
 pub mod mount;
+pub mod mqueue;
 pub mod netlink;
 pub mod ns;
 pub mod nsfs;
@@ -30,6 +31,7 @@ pub mod signalfd;
 pub mod sock_diag;
 pub mod socket;
 pub mod statx;
+pub mod sysv;
 pub mod tcp_repair;
 #[cfg(test)]
 pub mod testing;

@@ -38,6 +38,35 @@ impl<'a> Pages<'a> {
         }
     }
 
+    /// Writes an object's pages (page in the file, how many, place in the object) into a file of
+    /// `size` bytes.
+    pub fn fill(
+        &self,
+        file: &File,
+        object: &str,
+        size: u64,
+        stored: &[(u64, u64, u64)],
+    ) -> Result<()> {
+        let runs: Vec<PageRun> = stored
+            .iter()
+            .map(|&(page, pages, index)| PageRun {
+                start: page * PAGE,
+                pages,
+                index,
+            })
+            .collect();
+        self.each_chunk(object, &runs, &|parts, number, chunk| {
+            for part in parts {
+                let bytes = bytes(part, number, chunk);
+                // The last page may end before its end.
+                let room = size.saturating_sub(part.start);
+                let bytes = bytes.get(..room as usize).unwrap_or(bytes);
+                file.write_all_at(bytes, part.start)?;
+            }
+            Ok(())
+        })
+    }
+
     fn chunk(&self, object: &str, number: u64) -> Result<Arc<Vec<u8>>> {
         let lock = || {
             self.kept
@@ -206,23 +235,5 @@ impl<'c> Gather<'c> {
 /// Writes the pages of a piece of shared memory.
 pub(super) fn fill_shared(fd: BorrowedFd<'_>, object: &Shared, pages: &Pages<'_>) -> Result<()> {
     let file = File::from(fd.try_clone_to_owned()?);
-    let runs: Vec<PageRun> = object
-        .pages
-        .iter()
-        .map(|&(page, pages, index)| PageRun {
-            start: page * PAGE,
-            pages,
-            index,
-        })
-        .collect();
-    pages.each_chunk(&object.object(), &runs, &|parts, number, chunk| {
-        for part in parts {
-            let bytes = bytes(part, number, chunk);
-            // The last page may end before its end.
-            let room = object.size.saturating_sub(part.start);
-            let bytes = bytes.get(..room as usize).unwrap_or(bytes);
-            file.write_all_at(bytes, part.start)?;
-        }
-        Ok(())
-    })
+    pages.fill(&file, &object.object(), object.size, &object.pages)
 }

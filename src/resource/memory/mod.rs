@@ -15,4 +15,5 @@ mod pages;
 mod source;
 
 pub use collect::{Ask, Collector, ask};
+pub use pages::extents;
 pub use source::Source;

@@ -227,7 +227,7 @@ fn unmoved(spaces: &[Space], relied: &[Relied]) -> Result<bool> {
 }
 
 /// The pages of a piece of shared memory that hold something: (page, how many, number), ascending.
-pub(super) fn extents(file: &File, size: u64) -> Result<Vec<(u64, u64, u64)>> {
+pub fn extents(file: &File, size: u64) -> Result<Vec<(u64, u64, u64)>> {
     let mut found = Vec::new();
     let mut total = 0;
     let mut from = 0i64;

@@ -31,7 +31,7 @@ pub(super) struct SharedSource {
 }
 
 /// All stored pages of a container.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Source {
     pub(super) pieces: Vec<Piece>,
     pub(super) shared: Vec<SharedSource>,
@@ -41,6 +41,15 @@ pub struct Source {
 pub type Sink<'a> = dyn FnMut(&str, u64, Vec<u8>) -> Result<()> + 'a;
 
 impl Source {
+    /// Adds an object whose pages are read from a file: (page, how many, place in the object).
+    pub fn add(&mut self, object: String, file: File, pages: Vec<(u64, u64, u64)>) {
+        self.shared.push(SharedSource {
+            object,
+            file,
+            pages,
+        });
+    }
+
     /// Bytes in all.
     pub fn size(&self) -> u64 {
         let private: u64 = self.pieces.iter().map(|piece| piece.pages).sum();
