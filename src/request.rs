@@ -22,7 +22,8 @@ pub use checkpoint::{
 pub use external::External;
 pub use report::{CheckpointReport, RestoreReport, Restored};
 pub use restore::{
-    CgroupRoot, ExternalMount, Inherited, JoinNamespace, Place, Restore, RestoreOptions, Veth,
+    CgroupRoot, CpuCheck, ExternalMount, Inherited, JoinNamespace, Place, Restore, RestoreOptions,
+    Veth,
 };
 pub use watcher::{Facts, Phase, Progress, Silent, Stage, Watcher};
 

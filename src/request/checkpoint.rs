@@ -143,6 +143,9 @@ pub struct CheckpointOptions {
     pub link_remap: bool,
     /// Mount points that are left out.
     pub skip_mounts: Vec<PathBuf>,
+    /// File systems of these types may be mounted anew from what mountinfo says of them; `all` for
+    /// every type.
+    pub auto_filesystems: Vec<String>,
     /// How long freezing may take.
     pub freeze_timeout: Duration,
     /// Collect and report, but write nothing and change nothing.
@@ -175,6 +178,7 @@ impl Default for CheckpointOptions {
             ghost_limit: GHOST_LIMIT,
             link_remap: false,
             skip_mounts: Vec::new(),
+            auto_filesystems: Vec::new(),
             freeze_timeout: FREEZE_TIMEOUT,
             dry_run: false,
             description: Description::default(),

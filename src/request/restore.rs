@@ -71,6 +71,18 @@ pub struct Veth {
     pub bridge: Option<String>,
 }
 
+/// How the processor is compared with the one that the image comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CpuCheck {
+    /// Not at all.
+    None,
+    /// It must have what the processes may be using.
+    #[default]
+    Needed,
+    /// It must have everything that the other one has.
+    Exact,
+}
+
 /// Everything that has a default.
 #[derive(Debug, Default)]
 pub struct RestoreOptions {
@@ -113,6 +125,10 @@ pub struct RestoreOptions {
     /// New masters of terminals whose master was outside go to the
     /// [`Watcher`](super::Watcher) with [`Stage::OrphanPtsMaster`](super::Stage::OrphanPtsMaster).
     pub orphan_terminal: bool,
+    /// A device file that cannot be opened by its path is looked for by its number.
+    pub evasive_devices: bool,
+    /// See [`CpuCheck`].
+    pub cpu: CpuCheck,
     /// The security label that processes get instead of the recorded one.
     pub lsm_profile: Option<String>,
     /// The SELinux context that mounts get instead of the recorded one.
