@@ -9,8 +9,8 @@ use std::net::IpAddr;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
-    /// Somebody else made it and makes it again (a CNI plugin, podman, a hook). Then only the links
-    /// and addresses are here, to read; nothing of it is rebuilt.
+    /// Somebody else made it and makes it again (a CNI plugin, podman, a hook). Then only settings,
+    /// links and addresses are here, and nothing but the settings and `lo` is rebuilt.
     pub external: bool,
     /// In the order of their indices.
     pub links: Vec<Link>,

@@ -7,7 +7,6 @@ use crate::image::namespaces::net::{Address, Neighbour};
 use crate::sys::netlink::{
     Message, NLM_F_CREATE, NLM_F_EXCL, Netlink, as_u32, attribute, number, string,
 };
-use std::net::IpAddr;
 use std::time::Duration;
 
 const RTM_NEWADDR: u16 = 20;
@@ -99,6 +98,12 @@ pub(super) fn rebuild(netlink: &mut Netlink, wanted: &[Address], names: &Names) 
             .change(&request, 0)
             .doing(|| format!("removing address {}", address.local))?;
     }
+    add_missing(netlink, wanted, names)
+}
+
+/// Adds what is missing and leaves the rest.
+pub(super) fn add_missing(netlink: &mut Netlink, wanted: &[Address], names: &Names) -> Result<()> {
+    let present = capture(netlink, names)?;
     let missing: Vec<_> = wanted
         .iter()
         .filter(|w| !present.iter().any(|p| same(w, p)))
@@ -163,7 +168,7 @@ fn write(kind: u16, address: &Address, names: &Names) -> Result<Message> {
     if let Some(broadcast) = address.broadcast {
         attributes.push(attribute(IFA_BROADCAST, octets(broadcast)));
     }
-    if let IpAddr::V4(_) = address.local {
+    if address.local.is_ipv4() {
         let label = address.label.as_ref().unwrap_or(&address.device);
         attributes.push(string(IFA_LABEL, label));
     }

@@ -15,7 +15,7 @@ mod route;
 mod settings;
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
-use crate::image::namespaces::net::Net;
+use crate::image::namespaces::net::{Address, Net};
 use crate::sys;
 use crate::sys::netlink::{Message, NETLINK_ROUTE, Netlink};
 use crate::sys::ns::{Kind, fresh};
@@ -27,17 +27,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 type Names = BTreeMap<u32, String>;
 
 /// Reads what is in the network namespace behind `namespace`. `external` says that somebody else
-/// makes it and will make it again on restore: then nothing in it is refused, and only its links
-/// and addresses are recorded, to be read by people.
+/// makes it and will make it again on restore: then nothing in it is refused, and only its settings,
+/// its links and addresses are recorded, of which those of `lo` come back and the others are there to
+/// be read by people.
 pub fn capture(namespace: BorrowedFd<'_>, external: bool, refusals: &mut Refusals) -> Result<Net> {
-    if external {
-        return sys::ns::inside(&[namespace], capture_external);
-    }
     let new = fresh(Kind::Net)?;
     let ordinary = sys::ns::inside(&[new.as_fd()], settings::read)?;
     let (net, found) = sys::ns::inside(&[namespace], || {
         let mut refusals = Refusals::new();
-        let net = capture_own(&ordinary, &mut refusals)?;
+        let net = if external {
+            capture_external(&ordinary)?
+        } else {
+            capture_own(&ordinary, &mut refusals)?
+        };
         Ok((net, refusals))
     })
     .doing(|| "capturing the net namespace")?;
@@ -45,7 +47,7 @@ pub fn capture(namespace: BorrowedFd<'_>, external: bool, refusals: &mut Refusal
     Ok(net)
 }
 
-fn capture_external() -> Result<Net> {
+fn capture_external(ordinary: &BTreeMap<String, String>) -> Result<Net> {
     let mut netlink = Netlink::open(NETLINK_ROUTE)?;
     let (links, names) = link::capture(&mut netlink, None)?;
     Ok(Net {
@@ -55,7 +57,7 @@ fn capture_external() -> Result<Net> {
         routes: Vec::new(),
         rules: Vec::new(),
         neighbours: Vec::new(),
-        settings: BTreeMap::new(),
+        settings: settings::split(settings::read()?, ordinary).0,
         defaults: BTreeMap::new(),
         nftables: String::new(),
     })
@@ -79,11 +81,13 @@ fn capture_own(ordinary: &BTreeMap<String, String>, refusals: &mut Refusals) -> 
     })
 }
 
-/// Makes a new network namespace what the record says, from a thread that is inside it. Does
-/// nothing for an external one.
+/// Makes a new network namespace what the record says, from a thread that is inside it. Of an
+/// external one only `lo` and those settings are brought back that it has a place for: the runtime
+/// that made it knows nothing of what the container did there, and a new one has `lo` down. Nothing
+/// that it already holds is taken away.
 pub fn rebuild(record: &Net) -> Result<()> {
     if record.external {
-        return Ok(());
+        return rebuild_external(record).doing(|| "rebuilding lo in the net namespace");
     }
     let rebuild = || {
         let mut netlink = Netlink::open(NETLINK_ROUTE)?;
@@ -104,6 +108,21 @@ pub fn rebuild(record: &Net) -> Result<()> {
     };
     rebuild().doing(|| "rebuilding the net namespace")
 }
+
+fn rebuild_external(record: &Net) -> Result<()> {
+    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    settings::write_where_present(record)?;
+    for lo in record.links.iter().filter(|link| link.index == link::LO) {
+        link::bring_up(&mut netlink, std::slice::from_ref(lo))?;
+    }
+    let of_lo = |address: &&Address| address.device == LO_NAME;
+    let wanted: Vec<_> = record.addresses.iter().filter(of_lo).cloned().collect();
+    let names = link::names(&mut netlink)?;
+    address::add_missing(&mut netlink, &wanted, &names)
+}
+
+/// The loopback device cannot be renamed.
+const LO_NAME: &str = "lo";
 
 /// Brings `lo` up in the calling thread's network namespace: in a new one it is down.
 pub fn lo_up() -> Result<()> {

@@ -113,6 +113,19 @@ pub(super) fn write(record: &Net, which: Which) -> Result<()> {
     Ok(())
 }
 
+/// Writes those settings that exist here: devices of an external namespace come and go.
+pub(super) fn write_where_present(record: &Net) -> Result<()> {
+    let mut present = record.clone();
+    present.defaults.clear();
+    present.settings.clear();
+    for (name, value) in &record.settings {
+        if fs::exists(path_of(name)?).unwrap_or(false) {
+            present.settings.insert(name.clone(), value.clone());
+        }
+    }
+    write(&present, Which::All)
+}
+
 fn is(path: &str, value: &str) -> bool {
     fs::read_to_string(path).is_ok_and(|text| text.strip_suffix('\n').unwrap_or(&text) == value)
 }

@@ -204,6 +204,28 @@ fn nothing_is_refused_in_an_external_namespace() {
 }
 
 #[test]
+fn lo_and_settings_of_an_external_namespace_come_back() {
+    let namespace = prepared(
+        "ip link set lo up; ip addr add 10.4.4.4/32 dev lo; ip tuntap add t0 mode tun
+         echo 77 >/proc/sys/net/core/somaxconn; echo 1 >/proc/sys/net/ipv4/conf/t0/proxy_arp",
+    );
+    let net = capture(namespace.as_fd(), true, &mut Refusals::new()).unwrap();
+    // Once in a new one, once where the runtime has done it all before.
+    for fd in [fresh_with(Kind::Net, || rebuild(&net)).unwrap(), namespace] {
+        inside(&[fd.as_fd()], || {
+            rebuild(&net)?;
+            assert!(TcpListener::bind("10.4.4.4:80").is_ok());
+            assert!(TcpListener::bind("127.0.0.1:80").is_ok());
+            assert!(TcpListener::bind("[::1]:80").is_ok());
+            let length = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
+            assert_eq!(length.trim(), "77");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
 fn an_image_names_no_file_outside_the_network_settings() {
     let mut record = captured(&fresh(Kind::Net).unwrap());
     record
