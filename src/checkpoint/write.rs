@@ -78,17 +78,9 @@ pub fn records(
 /// Writes what records only name: queues, deleted files, file systems of the container's own.
 pub fn contents(writer: &mut Writer, collected: &Collected, refusals: &mut Refusals) -> Result<()> {
     for (member, content) in &collected.contents {
-        let (mut read, mut write) = std::io::pipe()?;
-        std::thread::scope(|scope| {
-            let source = scope.spawn(move || content.write_to(&mut write));
-            writer.stream(member, content.len(), &mut read)?;
-            source.join().unwrap_or_else(|_| {
-                Err(crate::error::Error::bug(
-                    "a thread that reads files panicked",
-                ))
-            })
-        })
-        .doing(|| format!("writing {member}"))?;
+        writer
+            .fill(member, content.len(), &mut |out| content.write_to(out))
+            .doing(|| format!("writing {member}"))?;
     }
     for tree in &collected.trees {
         let mut pieces = writer.pieces(&tree.pieces);

@@ -3,6 +3,7 @@
 use super::view::path;
 use crate::error::Result;
 use crate::image::archive::Reader;
+use crate::image::namespaces::Namespace as Listed;
 use crate::image::namespaces::mnt::{Mounts, What};
 use crate::image::namespaces::net::Net;
 use crate::image::namespaces::time::Time;
@@ -15,27 +16,51 @@ use serde::de::DeserializeOwned;
 pub struct Namespace {
     /// `mnt`, `net`, …
     pub kind: String,
-    /// The member with its record.
-    pub member: String,
+    /// The host's own, of which nothing is recorded.
+    pub host: bool,
+    /// The member with its record, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
     /// For a reader, a line each.
     pub about: Vec<String>,
 }
 
+/// The member that lists all namespaces.
+const LIST: &str = "namespaces/list.json";
+
 /// All namespaces of an image, in their order.
 pub fn namespaces(reader: &Reader) -> Result<Vec<Namespace>> {
-    let members = reader.names().filter_map(|name| {
-        let file = name.strip_prefix("namespaces/")?.strip_suffix(".json")?;
-        Some((name, file.split('-').next().unwrap_or(file)))
-    });
-    members
-        .map(|(member, kind)| {
-            Ok(Namespace {
-                kind: kind.to_owned(),
-                member: member.to_owned(),
-                about: about(reader, member, kind)?,
-            })
+    let list: Vec<Listed> = reader.optional(LIST)?;
+    let mut all: Vec<_> = list
+        .into_iter()
+        .map(|listed| Namespace {
+            kind: listed.kind,
+            host: listed.host,
+            member: None,
+            about: Vec::new(),
         })
-        .collect()
+        .collect();
+    for member in reader.names().filter(|name| *name != LIST) {
+        let file = member
+            .strip_prefix("namespaces/")
+            .and_then(|file| file.strip_suffix(".json"));
+        let Some(file) = file else { continue };
+        let kind = file.split('-').next().unwrap_or(file);
+        let found = Namespace {
+            kind: kind.to_owned(),
+            host: false,
+            member: Some(member.to_owned()),
+            about: about(reader, member, kind)?,
+        };
+        let listed = all
+            .iter_mut()
+            .find(|one| one.kind == kind && one.member.is_none() && !one.host);
+        match listed {
+            Some(listed) => *listed = found,
+            None => all.push(found),
+        }
+    }
+    Ok(all)
 }
 
 fn about(reader: &Reader, member: &str, kind: &str) -> Result<Vec<String>> {

@@ -7,6 +7,7 @@ use crate::image::archive::{Output, Writer};
 use crate::image::files::{Descriptor, FileId, FileKind, FileReference, Files, Inode, OpenFile};
 use crate::image::header::{Compression, Container, FORMAT, Header, Host, Requirement};
 use crate::image::memory::{Area, Backing, Memory, Objects, PageRun, Program, Shared, SharedKind};
+use crate::image::namespaces::Namespace;
 use crate::image::namespaces::uts::Uts;
 use crate::image::process::{Alive, Credentials, Place, Process, Thread};
 use crate::image::sockets::{Common, Sockets, Tcp, TcpState};
@@ -237,6 +238,17 @@ fn image(processes: &[Process]) -> Reader {
         domainname: "(none)".into(),
     };
     writer.record("namespaces/uts.json", &names).unwrap();
+    let listed = |kind: &str, host| Namespace {
+        kind: kind.into(),
+        inode: 1,
+        host,
+    };
+    let list = [
+        listed("pid", false),
+        listed("user", true),
+        listed("uts", false),
+    ];
+    writer.record("namespaces/list.json", &list).unwrap();
     let mut pages = vec![0; 4 * 4096];
     pages[3 * 4096 + 0xff8..].copy_from_slice(b"/bin/sh\0");
     pages[2 * 4096..2 * 4096 + 12].copy_from_slice(b"-c\0echo\nhi\0\0");
@@ -293,7 +305,8 @@ fn a_program_gets_the_same_as_json() {
     );
     assert_eq!(json["processes"][3]["state"], "zombie");
     assert_eq!(json["shared_memory"][0]["processes"][0], 1);
-    assert_eq!(json["namespaces"][0]["kind"], "uts");
+    assert_eq!(json["namespaces"][1]["host"], true);
+    assert_eq!(json["namespaces"][2]["member"], "namespaces/uts.json");
     assert_eq!(json["members"][0]["name"], "ocimig.json");
 }
 

@@ -237,10 +237,16 @@ fn namespaces(view: &View, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "\nNamespaces")?;
     for namespace in &view.namespaces {
         let kind = printable(&namespace.kind);
-        if namespace.about.is_empty() {
-            writeln!(out, "  {kind}")?;
-        }
-        for (number, line) in namespace.about.iter().enumerate() {
+        let bare = match namespace.host {
+            true => "of the host",
+            false => "own",
+        };
+        let bare = [bare.to_owned()];
+        let lines = match namespace.about.as_slice() {
+            [] => &bare[..],
+            lines => lines,
+        };
+        for (number, line) in lines.iter().enumerate() {
             let title = if number == 0 { kind.as_str() } else { "" };
             writeln!(out, "  {title:6} {}", printable(line))?;
         }

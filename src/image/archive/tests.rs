@@ -211,3 +211,32 @@ fn a_full_disk_and_a_closed_pipe_are_named() {
     let writer = Writer::create(Output::Stream(full.into()), &header(Compression::None)).unwrap();
     assert_eq!(writer.finish().unwrap_err().code(), "E-OUTPUT-FULL");
 }
+
+#[test]
+fn content_that_is_shorter_or_longer_than_it_was_is_not_written_as_if_it_were_whole() {
+    for content in [&b"abc"[..], b"abcde"] {
+        let (_read, write) = nix::unistd::pipe().unwrap();
+        let mut writer = Writer::create(Output::Stream(write), &header(Compression::None)).unwrap();
+        let done = writer.fill("files/x", 4, &mut |out| Ok(out.write_all(content)?));
+        assert_eq!(done.unwrap_err().code(), "E-CONTENT-CHANGED");
+    }
+}
+
+#[test]
+fn a_failing_output_ends_what_fills_a_member() {
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut writer =
+        Writer::create(Output::Stream(full.into()), &header(Compression::None)).unwrap();
+    let size = 4 * PIECE as u64;
+    let done = writer.fill("files/x", size, &mut |out| {
+        let bytes = vec![0; PIECE];
+        for _ in 0..4 {
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    });
+    assert_eq!(done.unwrap_err().code(), "E-OUTPUT-FULL");
+}

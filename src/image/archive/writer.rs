@@ -127,33 +127,45 @@ impl Writer {
 
     /// Writes a member of `size` bytes that is read from `content`.
     pub fn stream(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
+        self.fill(name, size, &mut |out| {
+            let mut buffer = vec![0; PIECE.min(size as usize).max(1)];
+            let mut content = content.take(size);
+            loop {
+                match content.read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(read) => out.write_all(&buffer[..read])?,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        return Err(error).doing(|| format!("reading what becomes {name}"));
+                    }
+                }
+            }
+        })
+    }
+
+    /// Writes a member of `size` bytes that `source` writes.
+    pub fn fill(
+        &mut self,
+        name: &str,
+        size: u64,
+        source: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
         self.flush_pieces()?;
         self.head(name, size, false)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut left = size;
-        let mut buffer = vec![0; PIECE.min(size as usize).max(1)];
-        while left > 0 {
-            let most = buffer
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = match content.read(&mut buffer[..most]) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                read => read.doing(|| format!("reading what becomes {name}"))?,
-            };
-            if read == 0 {
-                return Err(Error::coded(
-                    "E-CONTENT-SHORT",
-                    Exit::Failure,
-                    format!("what becomes {name} ended {left} bytes early"),
-                    "see who changes it, and take the checkpoint again",
-                ));
-            }
-            hasher.update(&buffer[..read]);
-            self.write(&buffer[..read])?;
-            left -= read as u64;
+        let mut content = Content {
+            writer: self,
+            left: size,
+            hasher: blake3::Hasher::new(),
+        };
+        source(&mut content)?;
+        let (left, digest) = (content.left, content.hasher.finalize());
+        if left > 0 {
+            return Err(changed(format!(
+                "what becomes {name} ended {left} bytes early"
+            )));
         }
         self.pad(size)?;
-        self.list(name, size, hasher.finalize());
+        self.list(name, size, digest);
         Ok(())
     }
 
@@ -319,6 +331,38 @@ impl Drop for Writer {
             target.remove();
         }
     }
+}
+
+/// What [`Writer::fill`] gives to its source.
+struct Content<'w> {
+    writer: &'w mut Writer,
+    left: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Content<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or_else(|| std::io::Error::other(changed("a file grew".to_owned())))?;
+        self.hasher.update(bytes);
+        self.writer.write(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn changed(what: String) -> Error {
+    Error::coded(
+        "E-CONTENT-CHANGED",
+        Exit::Failure,
+        what,
+        "see who changes it while it is written, and take the checkpoint again",
+    )
 }
 
 /// Has the kernel store what can be stored; a pipe or a terminal cannot.
