@@ -150,8 +150,14 @@ pub struct Limit {
 pub struct Attributes {
     /// PR_SET_DUMPABLE.
     pub dumpable: i32,
-    /// PR_SET_THP_DISABLE.
-    pub thp_disabled: bool,
+    /// What PR_GET_THP_DISABLE tells: 1 disabled, with 2 but where it is asked for.
+    pub thp_disabled: u32,
+    /// PR_SET_MEMORY_MERGE.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merge_memory: bool,
+    /// What ARCH_REQ_XCOMP_PERM has allowed it to use beyond the ordinary; bit n for component n.
+    #[serde(default)]
+    pub processor_features: u64,
     /// PR_SET_MDWE bits.
     pub memory_deny_write_execute: u32,
     /// `/proc/PID/oom_score_adj`.
@@ -198,6 +204,60 @@ pub struct Thread {
     pub seccomp: Vec<u32>,
     /// personality(2).
     pub personality: u32,
+    /// What it has told the kernel about itself.
+    #[serde(default)]
+    pub controls: Controls,
+}
+
+/// What a thread has told the kernel about itself by prctl(2) and its kin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Controls {
+    /// PR_SET_TSC: 1 is on, 2 raises SIGSEGV.
+    pub tsc: u32,
+    /// PR_MCE_KILL: 0 late, 1 early, 2 as the host says.
+    pub machine_check: u32,
+    /// PR_SET_IO_FLUSHER.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub io_flusher: bool,
+    /// What is not left to the processor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speculation: Vec<Speculation>,
+    /// set_mempolicy(2), where it is not the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<MemoryPolicy>,
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Self {
+            tsc: 1,
+            machine_check: 2,
+            io_flusher: false,
+            speculation: Vec::new(),
+            memory_policy: None,
+        }
+    }
+}
+
+/// A choice of PR_SET_SPECULATION_CTRL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Speculation {
+    /// PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH …, by number.
+    pub which: u32,
+    /// PR_SPEC_DISABLE and its kin, by their bit.
+    pub state: u32,
+}
+
+/// From which NUMA nodes memory is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPolicy {
+    /// MPOL_* with its flags.
+    pub mode: u32,
+    /// Bit n of word m is node 64 m + n.
+    pub nodes: Vec<u64>,
 }
 
 /// General registers of x86-64.
@@ -282,9 +342,10 @@ pub struct Scheduling {
     pub nice: i32,
     /// Real-time priority.
     pub priority: u32,
-    /// SCHED_DEADLINE: runtime, deadline and period in nanoseconds.
+    /// SCHED_DEADLINE: runtime, deadline and period in nanoseconds. For the ordinary policies the first
+    /// is the length of a slice, 0 for the host's.
     pub deadline: (u64, u64, u64),
-    /// Allowed processors, as a list: `0-1,4`.
+    /// Allowed processors, as a list: `0-1,4`. Empty for all that the host has.
     pub affinity: String,
     /// ioprio_get(2).
     pub io_priority: i32,

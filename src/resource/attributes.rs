@@ -1,7 +1,7 @@
 //! What a process has as a whole and no other room holds: dumpable, huge pages, OOM score, membarrier.
 
 use super::credentials::prctl;
-use crate::error::{Context, Result};
+use crate::error::{Context, Refusals, Result};
 use crate::image::process::Attributes;
 use crate::proc::read::Process;
 use crate::tracee::batch::{Answer, Answers, Batch};
@@ -12,6 +12,12 @@ const PR_SET_THP_DISABLE: i32 = 41;
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_SET_MDWE: i32 = 65;
 const PR_GET_MDWE: i32 = 66;
+const PR_SET_MEMORY_MERGE: i32 = 67;
+const PR_GET_MEMORY_MERGE: i32 = 68;
+const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+/// Components that a process has to ask for: those of AMX.
+const ON_REQUEST: std::ops::RangeInclusive<u32> = 17..=18;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 
 /// What a process has to be asked.
@@ -21,6 +27,8 @@ pub struct Ask {
     thp: Answer<i32>,
     mdwe: Answer<i32>,
     membarrier: Answer<i32>,
+    merge: Answer<i32>,
+    features: (Answer<()>, crate::tracee::batch::Data),
     subreaper: crate::tracee::batch::Data,
 }
 
@@ -34,7 +42,16 @@ pub fn ask(batch: &mut Batch) -> Ask {
         arg4: 0u64.into(),
         arg5: 0u64.into(),
     });
+    let features = batch.space(8);
     Ask {
+        merge: batch.push_tolerant(prctl(PR_GET_MEMORY_MERGE, 0, 0)),
+        features: (
+            batch.push_tolerant(calls::ArchPrctl {
+                option: ARCH_GET_XCOMP_PERM.into(),
+                address: features.into(),
+            }),
+            features,
+        ),
         dumpable: batch.push(prctl(libc::PR_GET_DUMPABLE, 0, 0)),
         thp: batch.push_tolerant(prctl(PR_GET_THP_DISABLE, 0, 0)),
         mdwe: batch.push_tolerant(prctl(PR_GET_MDWE, 0, 0)),
@@ -54,7 +71,9 @@ impl Ask {
         let flag = |answer| answers.result(answer).unwrap_or(0);
         Ok(Attributes {
             dumpable: answers.get(self.dumpable),
-            thp_disabled: flag(self.thp) & 1 != 0,
+            thp_disabled: flag(self.thp).cast_unsigned(),
+            merge_memory: flag(self.merge) == 1,
+            processor_features: self.features(answers),
             memory_deny_write_execute: flag(self.mdwe).cast_unsigned(),
             oom_score_adj: process.oom_score_adj()?,
             coredump_filter: process
@@ -66,6 +85,15 @@ impl Ask {
         })
     }
 
+    fn features(&self, answers: &Answers) -> u64 {
+        let (answer, data) = self.features;
+        let all = match answers.result(answer) {
+            Ok(()) => answers.words(data).first().copied().unwrap_or(0),
+            Err(_) => 0,
+        };
+        all & ON_REQUEST.fold(0, |mask, number| mask | 1 << number)
+    }
+
     /// Whether it adopts orphans.
     pub fn subreaper(&self, answers: &Answers) -> bool {
         answers
@@ -75,11 +103,41 @@ impl Ask {
     }
 }
 
+/// Names what this process may not set: `held` are its capabilities.
+pub fn check(wanted: &Attributes, held: u64, who: &str, refusals: &mut Refusals) -> Result<()> {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let own = Process::new(std::process::id().cast_signed()).oom_score_adj()?;
+    if wanted.oom_score_adj < own && held >> CAP_SYS_RESOURCE & 1 == 0 {
+        refusals.add(
+            "E-OOM-SCORE",
+            who,
+            format!(
+                "its oom_score_adj is {}; going below this command's, {own}, needs CAP_SYS_RESOURCE",
+                wanted.oom_score_adj
+            ),
+            format!(
+                "start this command with an oom_score_adj of {} or less",
+                wanted.oom_score_adj
+            ),
+        );
+    }
+    Ok(())
+}
+
 /// Sets what the process has to set itself, before its rights are changed.
 pub fn rebuild(batch: &mut Batch, wanted: &Attributes, subreaper: bool) {
     batch.push(prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(subreaper), 0));
-    if wanted.thp_disabled {
-        batch.push(prctl(PR_SET_THP_DISABLE, 1, 0));
+    // A bare process has the conductor's, so that "no" is set as well.
+    let disabled = wanted.thp_disabled & 1;
+    let but = wanted.thp_disabled & !1;
+    batch.push_tolerant(prctl(PR_SET_THP_DISABLE, disabled.into(), but.into()));
+    // Merging is a matter of speed alone, and needs CAP_SYS_RESOURCE.
+    batch.push_tolerant(prctl(PR_SET_MEMORY_MERGE, wanted.merge_memory.into(), 0));
+    for number in ON_REQUEST.filter(|number| wanted.processor_features >> number & 1 == 1) {
+        batch.push(calls::ArchPrctl {
+            option: ARCH_REQ_XCOMP_PERM.into(),
+            address: number.into(),
+        });
     }
     // One bit is one command, from 1 << 2 (GLOBAL_EXPEDITED) to 1 << 8 (PRIVATE_EXPEDITED_RSEQ).
     for command in (2..=8).map(|bit| 1u32 << bit) {

@@ -1,5 +1,6 @@
 //! Rights: ids, capabilities, securebits, no_new_privs.
 
+use crate::error::Refusals;
 use crate::image::process::Credentials;
 use crate::proc::status::{Ids, Status};
 use crate::tracee::batch::{Answer, Answers, Batch};
@@ -56,6 +57,84 @@ impl Ask {
         }
     }
 }
+
+/// Names capabilities that this process, which has `held`, cannot hand on.
+pub fn check(wanted: &Credentials, held: u64, who: &str, refusals: &mut Refusals) {
+    for (set, capabilities) in [
+        ("permitted", wanted.permitted),
+        ("inheritable", wanted.inheritable),
+        ("bounding", wanted.bounding),
+    ] {
+        let lacking = capabilities & !held;
+        if lacking != 0 {
+            refusals.add(
+                "E-CAPABILITY",
+                who,
+                format!(
+                    "its {set} capabilities have {}, which this command lacks",
+                    names(lacking)
+                ),
+                "restore it with these capabilities",
+            );
+        }
+    }
+}
+
+fn names(set: u64) -> String {
+    let names: Vec<String> = (0..64)
+        .filter(|bit| set >> bit & 1 == 1)
+        .map(|bit| match CAPABILITIES.get(bit) {
+            Some(name) => format!("CAP_{name}"),
+            None => format!("capability {bit}"),
+        })
+        .collect();
+    names.join(", ")
+}
+
+/// `<linux/capability.h>`
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
 
 /// Gives a bare thread these rights. It begins as root with the conductor's capabilities, `held`; what
 /// needs a capability comes before that one is given up.

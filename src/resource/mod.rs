@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod cgroup;
+pub mod controls;
 pub mod credentials;
 pub mod files;
 pub mod layer;
@@ -12,6 +13,8 @@ pub mod scheduling;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;
+#[cfg(test)]
+mod state_tests;
 pub mod threads;
 pub mod timers;
 pub mod tree;

@@ -1,6 +1,6 @@
 //! How threads get the processor. All of it is read and set from outside.
 
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::process::Scheduling;
 use crate::sys::sched::{self, Attributes};
 
@@ -8,16 +8,41 @@ use crate::sys::sched::{self, Attributes};
 pub fn collect(host_tid: i32) -> Result<Scheduling> {
     let doing = || format!("asking how thread {host_tid} is scheduled");
     let found = sched::attributes(host_tid).doing(doing)?;
+    // For the ordinary policies the kernel tells the length of a slice there since 6.12. What everyone
+    // gets is not a wish of this thread.
+    let own = sched::attributes(0).doing(doing)?;
+    let runtime = match is_ordinary(found.policy) && own.runtime == found.runtime {
+        true => 0,
+        false => found.runtime,
+    };
+    let processors = sched::affinity(host_tid).doing(doing)?;
+    let is_kept = processors != online()?;
     Ok(Scheduling {
         policy: found.policy,
         flags: found.flags,
         nice: found.nice,
         priority: found.priority,
-        deadline: (found.runtime, found.deadline, found.period),
-        affinity: list(&sched::affinity(host_tid).doing(doing)?),
+        deadline: (runtime, found.deadline, found.period),
+        affinity: if is_kept {
+            list(&processors)
+        } else {
+            String::new()
+        },
         io_priority: sched::io_priority(host_tid).doing(doing)?,
         timer_slack: 0,
     })
+}
+
+fn is_ordinary(policy: u32) -> bool {
+    let policy = policy.cast_signed();
+    [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE].contains(&policy)
+}
+
+/// The processors of this host, ascending.
+fn online() -> Result<Vec<usize>> {
+    let path = "/sys/devices/system/cpu/online";
+    let text = std::fs::read_to_string(path).doing(|| format!("reading {path}"))?;
+    parse(text.trim()).doing(|| format!("reading {path}"))
 }
 
 /// `0-3,8`
@@ -62,11 +87,35 @@ fn parse(text: &str) -> Result<Vec<usize>> {
     Ok(processors)
 }
 
-/// Schedules a thread so. Where this host has none of its processors, it may use all.
+/// Names threads that are kept to processors of which this host has none.
+pub fn check(wanted: &Scheduling, who: &str, refusals: &mut Refusals) {
+    let (Ok(processors), Ok(online)) = (parse(&wanted.affinity), online()) else {
+        return;
+    };
+    if !processors.is_empty() && !processors.iter().any(|one| online.contains(one)) {
+        refusals.add(
+            "E-AFFINITY",
+            who,
+            format!(
+                "it is kept to processors {}; this host has {}",
+                wanted.affinity,
+                list(&online)
+            ),
+            "restore it on a host that has one of them",
+        );
+    }
+}
+
+/// Schedules a thread so.
 pub fn rebuild(host_tid: i32, wanted: &Scheduling) -> Result<()> {
     let doing = || format!("scheduling thread {host_tid}");
-    let processors = parse(&wanted.affinity)?;
-    if let Err(errno) = sched::set_affinity(host_tid, &processors) {
+    let processors = match wanted.affinity.is_empty() {
+        true => online()?,
+        false => parse(&wanted.affinity)?,
+    };
+    if sched::affinity(host_tid).doing(doing)? != processors
+        && let Err(errno) = sched::set_affinity(host_tid, &processors)
+    {
         tracing::warn!(
             "thread {host_tid} cannot be kept to processors {}: {errno}",
             wanted.affinity
@@ -83,7 +132,11 @@ pub fn rebuild(host_tid: i32, wanted: &Scheduling) -> Result<()> {
         period,
         ..Attributes::default()
     };
-    if sched::attributes(host_tid).doing(doing)? != attributes.sized() {
+    let mut own = sched::attributes(host_tid).doing(doing)?;
+    if is_ordinary(own.policy) && runtime == 0 {
+        own.runtime = 0;
+    }
+    if own != attributes.sized() {
         sched::set_attributes(host_tid, attributes).doing(doing)?;
     }
     if sched::io_priority(host_tid).doing(doing)? != wanted.io_priority {

@@ -3,14 +3,17 @@
 use crate::error::{Context, Result};
 use crate::image::bytes::Bytes;
 use crate::image::process::{Handler, Pending, Thread};
+use crate::proc::read::Process;
 use crate::proc::status::Status;
-use crate::sys::ptrace::{self, Queue};
+use crate::sys::ptrace::{self, Queue, SIGINFO_SIZE};
 use crate::tracee::batch::{Answers, Batch, Data};
 use crate::tracee::calls;
 
 /// `struct sigaction` of the kernel: handler, flags, restorer, mask.
 const ACTION: usize = 32;
 const LAST: i32 = 64;
+/// Where a timer's siginfo_t holds the kernel's own count of how often the timer was set.
+const TIMER_PRIVATE: std::ops::Range<usize> = 32..36;
 
 /// What a process has to be asked about its handlers.
 #[derive(Debug)]
@@ -65,17 +68,49 @@ impl Ask {
 
 /// The signals in a queue of a stopped thread, the oldest first.
 pub fn pending(host_tid: i32, queue: Queue) -> Result<Vec<Pending>> {
+    let status = Process::new(host_tid).status()?;
+    let mask = match queue {
+        Queue::Thread => status.signal_pending,
+        Queue::Process => status.signal_shared_pending,
+    };
+    pending_of(host_tid, queue, mask)
+}
+
+/// The same, with the signals that /proc shows in that queue.
+pub(super) fn pending_of(host_tid: i32, queue: Queue, mask: u64) -> Result<Vec<Pending>> {
+    let mut found = queued(host_tid, queue)?;
+    let known = found.iter().fold(0, |known, one| known | bit(one.signal));
+    let kept = !bit(libc::SIGKILL) & !bit(libc::SIGSTOP) & !known;
+    // A standard signal for which there was no room is pending all the same; it is delivered as one
+    // that user 0 has sent (kernel/signal.c, collect_signal).
+    for signal in (1..=LAST).filter(|signal| mask & kept & bit(*signal) != 0) {
+        let mut info = vec![0; SIGINFO_SIZE];
+        info[..4].copy_from_slice(&signal.to_le_bytes());
+        found.push(Pending {
+            signal,
+            code: libc::SI_USER,
+            info: Bytes(info),
+        });
+    }
+    Ok(found)
+}
+
+fn queued(host_tid: i32, queue: Queue) -> Result<Vec<Pending>> {
     let found = ptrace::peek_signals(host_tid, queue)
         .doing(|| format!("looking at the signals of thread {host_tid}"))?;
     Ok(found
         .into_iter()
-        .map(|info| {
+        .map(|mut info| {
             let word = |at: usize| {
                 i32::from_le_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
             };
+            let (signal, code) = (word(0), word(8));
+            if code == libc::SI_TIMER {
+                info[TIMER_PRIVATE].fill(0);
+            }
             Pending {
-                signal: word(0),
-                code: word(8),
+                signal,
+                code,
                 info: Bytes(info.to_vec()),
             }
         })

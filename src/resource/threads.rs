@@ -4,8 +4,8 @@ mod xstate;
 
 pub use xstate::{check_components, held as xstate_components};
 
-use super::{credentials, scheduling, signals};
-use crate::error::{Context, Result};
+use super::{controls, credentials, scheduling, signals};
+use crate::error::{Context, Refusals, Result};
 use crate::image::process::{Registers, Thread};
 use crate::proc::read::Process;
 use crate::proc::status::Status;
@@ -27,6 +27,7 @@ pub struct Ask {
     death_signal: Data,
     tid_address: (Answer<i32>, Data),
     timer_slack: Answer<i32>,
+    controls: controls::Ask,
 }
 
 /// Pushes the questions.
@@ -54,6 +55,7 @@ pub fn ask(batch: &mut Batch) -> Ask {
         death_signal: get(batch, libc::PR_GET_PDEATHSIG).1,
         tid_address: get(batch, PR_GET_TID_ADDRESS),
         timer_slack: batch.push_tolerant(prctl(libc::PR_GET_TIMERSLACK, 0, 0)),
+        controls: controls::ask(batch),
     }
 }
 
@@ -88,7 +90,7 @@ impl Ask {
             registers: registers(leader, stopped.registers(), rseq),
             extended: xstate::collect(host_tid).doing(doing)?,
             blocked: stopped.signal_mask(),
-            pending: signals::pending(host_tid, Queue::Thread)?,
+            pending: signals::pending_of(host_tid, Queue::Thread, status.signal_pending)?,
             alternate_stack: (word(0), word(2), word(1) as u32),
             parent_death_signal: answers
                 .words(self.death_signal)
@@ -105,7 +107,20 @@ impl Ask {
                 .ok()
                 .and_then(|text| u32::from_str_radix(text.trim(), 16).ok())
                 .unwrap_or(0),
+            controls: self.controls.collect(answers, &process),
         })
+    }
+
+    /// Names what cannot be taken along of a thread that was collected.
+    pub fn refuse(
+        &self,
+        answers: &Answers,
+        thread: &Thread,
+        object: &str,
+        refusals: &mut Refusals,
+    ) {
+        self.controls.refuse(answers, object, refusals);
+        xstate::refuse(&thread.extended, object, refusals);
     }
 }
 
@@ -279,8 +294,18 @@ fn from_record(record: &Registers, base: &UserRegs) -> UserRegs {
     own
 }
 
+/// Names what this host cannot give a thread: `held` are this process's capabilities.
+pub fn check(thread: &Thread, held: u64, who: &str, refusals: &mut Refusals) {
+    check_components(&thread.extended, who, refusals);
+    credentials::check(&thread.credentials, held, who, refusals);
+    controls::check(&thread.controls, held, who, refusals);
+    scheduling::check(&thread.scheduling, who, refusals);
+}
+
 /// What a thread of a bare process sets for itself. `pid` is its process. Its rights are set last, for
-/// the rest may need the conductor's; `held` are those.
+/// the rest may need the conductor's; `held` are those. Its seccomp filters come before this
+/// ([`super::seccomp::rebuild_thread`]): installing them needs CAP_SYS_ADMIN or no_new_privs, and
+/// being suspended by ptrace they see nothing of this.
 pub fn rebuild(batch: &mut Batch, pid: i32, thread: &Thread, held: u64) {
     let mut name = thread.comm.as_bytes().to_vec();
     name.truncate(15);
@@ -319,6 +344,7 @@ pub fn rebuild(batch: &mut Batch, pid: i32, thread: &Thread, held: u64) {
         persona: thread.personality.into(),
     });
     signals::rebuild_thread(batch, pid, thread);
+    controls::rebuild(batch, &thread.controls);
     credentials::rebuild(batch, &thread.credentials, held);
     // Changed rights clear it (kernel/cred.c, commit_creds).
     batch.push(prctl(

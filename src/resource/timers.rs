@@ -4,18 +4,19 @@ use crate::error::{Refusals, Result};
 use crate::image::process::{PosixTimer, Timers};
 use crate::proc::read::Process;
 use crate::proc::timers::{Notify, Timer};
+use crate::sys::timer::{PR_TIMER_CREATE_RESTORE_IDS, restores_ids};
 use crate::tracee::batch::{Answer, Answers, Batch, Data};
 use crate::tracee::calls;
 
 const SIGEV_THREAD_ID: i32 = 4;
-/// `PR_TIMER_CREATE_RESTORE_IDS` of `<linux/prctl.h>`, since Linux 6.15.
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
-/// Without it, numbers are reached by making and deleting timers up to this one.
-const MOST_TRIES: i32 = 4096;
+/// On a kernel that cannot make timers with chosen numbers, those below this one are reached by making
+/// and deleting timers.
+const MOST_TRIES: i32 = 2048;
 
 /// What a process has to be asked about its timers.
 #[derive(Debug)]
 pub struct Ask {
+    host_pid: i32,
     interval: [Data; 3],
     posix: Vec<(Timer, Answer<()>, Data)>,
 }
@@ -42,7 +43,11 @@ pub fn ask(batch: &mut Batch, host_pid: i32) -> Result<Ask> {
             (timer, answer, value)
         })
         .collect();
-    Ok(Ask { interval, posix })
+    Ok(Ask {
+        host_pid,
+        interval,
+        posix,
+    })
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -64,6 +69,8 @@ impl Ask {
             ),
             _ => (0, 0),
         });
+        let host_tids = Process::new(self.host_pid).threads().unwrap_or_default();
+        let tids: Vec<i32> = host_tids.into_iter().filter_map(&own_tid).collect();
         let mut posix = Vec::new();
         for (timer, answer, data) in &self.posix {
             let (interval, remaining) = match (answers.result(*answer), &answers.words(*data)[..]) {
@@ -78,6 +85,15 @@ impl Ask {
                     "E-TIMER-THREAD",
                     format!("timer {} of {}", timer.id, object()),
                     "it tells a thread that has ended",
+                    "let the program delete the timer",
+                );
+                continue;
+            }
+            if let Some(owner) = foreign_clock(timer.clock, &tids) {
+                refusals.add(
+                    "E-TIMER-CLOCK",
+                    format!("timer {} of {}", timer.id, object()),
+                    format!("it runs on the processor time of another process, {owner}"),
                     "let the program delete the timer",
                 );
                 continue;
@@ -103,6 +119,26 @@ impl Ask {
     }
 }
 
+/// Whose processor time a clock counts, if not that of one of the threads `tids`; `<linux/posix-timers.h>`
+/// has the layout of such numbers.
+fn foreign_clock(clock: i32, tids: &[i32]) -> Option<i32> {
+    let owner = !(clock >> 3);
+    (clock < 0 && owner != 0 && !tids.contains(&owner)).then_some(owner)
+}
+
+/// Names what this kernel cannot make again.
+pub fn check(timers: &Timers, who: &str, refusals: &mut Refusals) {
+    let last = timers.posix.last().map_or(0, |timer| timer.id);
+    if last >= MOST_TRIES && !restores_ids() {
+        refusals.add(
+            "E-TIMER-NUMBER",
+            format!("timer {last} of {who}"),
+            "this kernel cannot make timers with chosen numbers, and this one is too high to be reached",
+            "restore it on Linux 6.15 or later",
+        );
+    }
+}
+
 /// Makes the timers, with their numbers, and arms them. All threads exist by now.
 pub fn rebuild(batch: &mut Batch, timers: &Timers) {
     for (which, (remaining, interval)) in timers.interval.iter().enumerate() {
@@ -118,11 +154,27 @@ pub fn rebuild(batch: &mut Batch, timers: &Timers) {
             value: data.into(),
         });
     }
-    if timers.posix.is_empty() {
+    rebuild_posix(batch, &timers.posix, restores_ids());
+}
+
+fn rebuild_posix(batch: &mut Batch, timers: &[PosixTimer], restores_ids: bool) {
+    if timers.is_empty() {
+        return;
+    }
+    if !restores_ids {
+        // A process counts its timers from 0 on and never gives a number twice.
+        let mut next = 0;
+        for timer in timers {
+            for skipped in next..timer.id.min(MOST_TRIES) {
+                push_skipped(batch, skipped);
+            }
+            push_timer(batch, timer);
+            next = timer.id.saturating_add(1);
+        }
         return;
     }
     let mode = |batch: &mut Batch, on: u64| {
-        batch.push_tolerant(calls::Prctl {
+        batch.push(calls::Prctl {
             option: PR_TIMER_CREATE_RESTORE_IDS.into(),
             arg2: on.into(),
             arg3: 0u64.into(),
@@ -131,10 +183,22 @@ pub fn rebuild(batch: &mut Batch, timers: &Timers) {
         });
     };
     mode(batch, 1);
-    for timer in &timers.posix {
+    for timer in timers {
         push_timer(batch, timer);
     }
     mode(batch, 0);
+}
+
+fn push_skipped(batch: &mut Batch, id: i32) {
+    const SIGEV_NONE: u64 = 1;
+    let event = batch.words(&[0, SIGEV_NONE << 32, 0, 0, 0, 0, 0, 0]);
+    let number = batch.space(4);
+    batch.push(calls::TimerCreate {
+        clock: libc::CLOCK_MONOTONIC.into(),
+        event: event.into(),
+        id: number.into(),
+    });
+    batch.push(calls::TimerDelete { id: id.into() });
 }
 
 fn push_timer(batch: &mut Batch, timer: &PosixTimer) {
@@ -171,7 +235,22 @@ fn push_timer(batch: &mut Batch, timer: &PosixTimer) {
     });
 }
 
-/// Whether timers with these numbers can be made by a kernel without PR_TIMER_CREATE_RESTORE_IDS.
-pub fn reachable_without_restore_ids(timers: &Timers) -> bool {
-    timers.posix.iter().all(|timer| timer.id < MOST_TRIES)
+#[cfg(test)]
+pub(super) fn rebuild_without_restore_ids(batch: &mut Batch, timers: &[PosixTimer]) {
+    rebuild_posix(batch, timers, false);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_of_another_process_is_known_by_its_number() {
+        let clock_of = |pid: i32| !pid << 3 | 2;
+        assert_eq!(foreign_clock(clock_of(0), &[7]), None);
+        assert_eq!(foreign_clock(clock_of(7), &[7, 9]), None);
+        assert_eq!(foreign_clock(clock_of(9) | 4, &[7, 9]), None);
+        assert_eq!(foreign_clock(clock_of(12), &[7, 9]), Some(12));
+        assert_eq!(foreign_clock(libc::CLOCK_PROCESS_CPUTIME_ID, &[]), None);
+    }
 }

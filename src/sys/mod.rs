@@ -35,6 +35,7 @@ pub mod sysv;
 pub mod tcp_repair;
 #[cfg(test)]
 pub mod testing;
+pub mod timer;
 pub mod timerfd;
 pub mod tty;
 pub mod undo;

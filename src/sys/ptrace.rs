@@ -25,6 +25,7 @@ const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4210;
 
 /// One request whose pointer argument, if it is one, is valid for what the request does with it.
 ///
@@ -259,8 +260,25 @@ pub fn rseq(tid: i32) -> Result<(u64, u32, u32, u32), Errno> {
     ))
 }
 
-/// The classic BPF program of seccomp filter `index` (0 is the one installed last), 8 bytes an
-/// instruction, or `None` past the end; PTRACE_SECCOMP_GET_FILTER.
+/// Whether a thread's system calls are turned into signals (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
+/// EIO on kernels before 6.4, which do not tell.
+pub fn dispatches_system_calls(tid: i32) -> Result<bool, Errno> {
+    // Mode, address of the selector, start and length of the code that is let through.
+    let mut configuration = [0u64; 4];
+    // SAFETY: the kernel writes exactly the size passed as addr.
+    unsafe {
+        request(
+            PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+            tid,
+            size_of_val(&configuration),
+            configuration.as_mut_ptr().cast(),
+        )?
+    };
+    Ok(configuration[0] != 0)
+}
+
+/// The classic BPF program of seccomp filter `index` (0 is the one installed first, whatever
+/// ptrace(2) says), 8 bytes an instruction, or `None` past the end; PTRACE_SECCOMP_GET_FILTER.
 pub fn seccomp_filter(tid: i32, index: usize) -> Result<Option<Vec<u8>>, Errno> {
     // SAFETY: a null data pointer asks for the length only.
     let length = match unsafe { request(PTRACE_SECCOMP_GET_FILTER, tid, index, ptr::null_mut()) } {

@@ -167,6 +167,12 @@ fn strip(host_pid: i32, pid: i32, zone: Zone, vdso: &Vdso, rseq: (u64, u32, u32)
 }
 
 impl Bare {
+    /// Ends batches with another signal: one that shall wait for the process would be taken for it.
+    /// Handlers do not matter, for a signal that ends a batch is never delivered.
+    pub fn set_home_signal(&mut self, signal: i32) {
+        self.scratch.home_signal = signal;
+    }
+
     /// Runs a batch in the leader.
     pub fn run(&mut self, batch: &Batch) -> Result<super::batch::Answers> {
         self.threads[0]

@@ -203,6 +203,12 @@ calls! {
     Getppid {} = SYS_getppid() -> i32;
     /// semctl(2)
     Semctl { id, index, command, argument } = SYS_semctl(id, index, command, argument) -> i32;
+    /// arch_prctl(2) with an option whose result is the answer.
+    ArchGet { option, address } = SYS_arch_prctl(option, address) -> i32;
+    /// get_mempolicy(2) of the thread; `nodes` has room for `most` bits.
+    GetMempolicy { mode, nodes, most } = SYS_get_mempolicy(mode, nodes, most, 0u64, 0u64) -> ();
+    /// set_mempolicy(2)
+    SetMempolicy { mode, nodes, most } = SYS_set_mempolicy(mode, nodes, most) -> ();
     /// userfaultfd(2)
     Userfaultfd { flags } = SYS_userfaultfd(flags) -> RemoteFd;
 }

@@ -104,6 +104,17 @@ impl Seized {
                 }
             }
         };
+        // A call of ours would become a SIGSYS, for which the kernel takes away the program's handler.
+        if ptrace::dispatches_system_calls(tid) == Ok(true) {
+            return Err(Error::coded(
+                "E-SYSCALL-DISPATCH",
+                Exit::Refused,
+                format!(
+                    "thread {tid} handles its system calls itself (PR_SET_SYSCALL_USER_DISPATCH)"
+                ),
+                "such a program (Wine, an emulator) cannot be asked about itself",
+            ));
+        }
         let mut stopped = Stopped::at(tid)?;
         stopped.group_stop = (signal != libc::SIGTRAP).then_some(signal);
         Ok(stopped)

@@ -44,6 +44,21 @@ pub(super) fn collect(host_tid: i32) -> Result<Vec<Component>> {
     Ok(components)
 }
 
+/// Names components that cannot be given to a thread that has never used them: the kernel makes room
+/// for AMX tiles at the first instruction (arch/x86/kernel/fpu/xstate.c, validate_user_xstate_header).
+pub(super) fn refuse(extended: &[Component], object: &str, refusals: &mut Refusals) {
+    if extended.iter().any(|one| AMX.contains(&one.number)) {
+        refusals.add(
+            "E-AMX",
+            object,
+            "it has data in the processor's AMX tiles",
+            "try again: programs release the tiles after each computation",
+        );
+    }
+}
+
+const AMX: std::ops::RangeInclusive<u32> = 17..=18;
+
 /// Which components this host's processor has; bit n for component n.
 pub fn held() -> u64 {
     arch::xstate_mask()
