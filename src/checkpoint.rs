@@ -29,7 +29,7 @@ use crate::resource::namespaces::mnt;
 use crate::resource::sockets::Choices;
 use crate::sys::guard::Guard;
 use collect::{Collected, Options};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -179,7 +179,8 @@ fn collect_options(
             .iter()
             .map(|place| (place.hierarchy.name(), place.path.clone()))
             .collect(),
-        external: config.map_or_else(BTreeMap::new, bind_mounts),
+        external: config.map_or_else(BTreeMap::new, mnt::external_of_spec),
+        masked: config.map_or_else(BTreeSet::new, mnt::masked_of_spec),
     };
     for one in external {
         if let External::Mount { point, name } = one {
@@ -206,23 +207,6 @@ fn collect_options(
         },
         mounts,
     })
-}
-
-/// Mount points of the spec's bind mounts: what is there is the host's.
-fn bind_mounts(config: &serde_json::Value) -> BTreeMap<Vec<u8>, String> {
-    let mounts = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
-    mounts
-        .iter()
-        .filter(|mount| {
-            let options = mount["options"].as_array().map_or(&[][..], Vec::as_slice);
-            mount["type"] == "bind"
-                || options
-                    .iter()
-                    .any(|option| option == "bind" || option == "rbind")
-        })
-        .filter_map(|mount| mount["destination"].as_str())
-        .map(|point| (point.as_bytes().to_vec(), point.to_owned()))
-        .collect()
 }
 
 /// What is taken of the root file system.

@@ -1,9 +1,9 @@
 //! Mounts by descriptor: open_tree(2), move_mount(2), fsopen(2), mount_setattr(2).
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Mount attributes, [`libc::MOUNT_ATTR_RDONLY`] and so on.
 pub type Attributes = u64;
@@ -262,14 +262,25 @@ impl Configuration {
 
 /// Makes the directory of `root`, a mount somewhere in the calling thread's mount namespace, the
 /// root of that namespace, and takes everything else away from it. Nothing of the old tree that
-/// the new one shares with others (propagation) may be left in it: make both private first. Only for
-/// a thread with file-system attributes of its own.
+/// the new one shares with others (propagation) may be left in it: make both private first. Nothing
+/// may lie on the root of the old tree. Only for a thread with file-system attributes of its own.
 pub fn become_root(root: BorrowedFd<'_>) -> Result<()> {
     nix::unistd::fchdir(root).doing(|| "entering the new root")?;
     // The old root lands on top of the new one, where the second call takes it from; pivot_root(2).
     nix::unistd::pivot_root(".", ".").doing(|| "changing the root of a mount namespace")?;
     nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH).doing(|| "leaving the old root")?;
-    nix::unistd::chdir("/").doing(|| "entering the root")
+    nix::unistd::chdir("/").doing(|| "entering the root")?;
+    // In the root, ".." is what lies uppermost on it, which is where others enter the namespace.
+    let uppermost = nix::fcntl::open(
+        "/..",
+        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )
+    .doing(|| "opening the root")?;
+    if mount_id(uppermost.as_fd())? != mount_id(root)? {
+        return Err(Error::bug("the old root was left on the new one"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -279,7 +290,6 @@ mod tests {
     use crate::sys::ns;
     use nix::fcntl::{OFlag, open, openat};
     use nix::sys::stat::{Mode, mkdirat};
-    use std::os::fd::AsFd;
 
     fn path(dir: BorrowedFd<'_>, name: &str) -> OwnedFd {
         openat(dir, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap()

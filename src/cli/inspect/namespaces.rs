@@ -4,7 +4,7 @@ use super::view::path;
 use crate::error::Result;
 use crate::image::archive::Reader;
 use crate::image::namespaces::Namespace as Listed;
-use crate::image::namespaces::mnt::{Mounts, What};
+use crate::image::namespaces::mnt::{FileSystem, Mount, Mounts};
 use crate::image::namespaces::net::Net;
 use crate::image::namespaces::time::Time;
 use crate::image::namespaces::uts::Uts;
@@ -80,35 +80,33 @@ fn record<T: DeserializeOwned>(reader: &Reader, member: &str) -> Result<Option<T
 }
 
 fn of_mounts(mounts: Mounts) -> Vec<String> {
-    let line = |mount: &crate::image::namespaces::mnt::Mount| {
-        let what = match &mount.what {
-            What::Root => "the root file system".to_owned(),
-            What::External { key, host_path } => match host_path {
+    let line = |mount: &Mount| {
+        let what = match mounts.file_systems.get(mount.file_system as usize) {
+            Some(FileSystem::Root) => "the root file system".to_owned(),
+            Some(FileSystem::External { key, host_path }) => match host_path {
                 Some(host_path) => format!("{} of the host, as {key}", path(host_path)),
                 None => format!("of the host, as {key}"),
             },
-            What::New {
-                fs_type, content, ..
-            } => match content {
-                Some(_) => format!("{fs_type} with its content"),
-                None => fs_type.clone(),
+            Some(FileSystem::Device { major, minor }) => format!("device {major}:{minor}"),
+            Some(FileSystem::New {
+                fs_type, contents, ..
+            }) => match contents.len() {
+                0 => fs_type.clone(),
+                _ => format!("{fs_type} with its content"),
             },
-            What::Bind { of, path: below } => {
-                let point = mounts
-                    .mounts
-                    .get(*of as usize)
-                    .map(|mount| path(&mount.point));
-                let below = path(below);
-                format!("{below} of {}", point.unwrap_or_default())
-            }
-            What::Cgroup { controllers, .. } => match controllers.len() {
+            Some(FileSystem::Cgroup { controllers, .. }) => match controllers.len() {
                 0 => "cgroup2".to_owned(),
                 _ => format!("cgroup {}", controllers.join(",")),
             },
+            None => "nothing".to_owned(),
+        };
+        let below = match mount.path.as_bytes() {
+            b"" => String::new(),
+            _ => format!("{} of ", path(&mount.path)),
         };
         let read_only = mount.options.iter().any(|option| option == "ro");
         let read_only = if read_only { ", read-only" } else { "" };
-        format!("{}: {what}{read_only}", path(&mount.point))
+        format!("{}: {below}{what}{read_only}", path(&mount.point))
     };
     mounts.mounts.iter().map(line).collect()
 }

@@ -7,7 +7,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mounts {
-    /// Parents before their children; the first is the root.
+    /// What the mounts show; each once, however many mounts show parts of it.
+    pub file_systems: Vec<FileSystem>,
+    /// Groups of mounts that events spread between, masters before their slaves.
+    pub groups: Vec<Group>,
+    /// In an order in which they can be made: the root first, parents before their children, and what
+    /// another one hides before that.
     pub mounts: Vec<Mount>,
 }
 
@@ -19,19 +24,38 @@ pub struct Mount {
     pub parent: u32,
     /// Where, from the container's root.
     pub point: PathBytes,
-    /// What is mounted.
-    pub what: What,
+    /// Which of the file systems it shows.
+    pub file_system: u32,
+    /// What of it, from its root; empty is all.
+    pub path: PathBytes,
     /// Attributes of the mount by name: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `nodiratime`,
     /// `relatime`, `nosymfollow`.
     pub options: Vec<String>,
-    /// How events spread: `private`, `slave`, `shared`, `unbindable`.
-    pub propagation: String,
+    /// The group that it is a peer in.
+    pub group: Option<u32>,
+    /// The group that it gets events from without being a peer; that of a peer's group is the
+    /// group's own.
+    pub master: Option<u32>,
+    /// It cannot be bound elsewhere.
+    pub unbindable: bool,
 }
 
-/// What is mounted.
+/// Mounts that pass events on to each other; mount_namespaces(7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// All of them show this file system.
+    pub file_system: u32,
+    /// The group that it gets events from.
+    pub master: Option<u32>,
+    /// It has members outside of the container: whoever shares the host's mount.
+    pub outside: bool,
+}
+
+/// What a mount shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub enum What {
+pub enum FileSystem {
     /// The root file system.
     Root,
     /// Something of the host's, which the restoring side gives.
@@ -41,6 +65,13 @@ pub enum What {
         /// Where it was on the host of the checkpoint, if it could be found.
         host_path: Option<PathBytes>,
     },
+    /// A device node that is the same on every host: null, zero, full, random, urandom, tty.
+    Device {
+        /// Its number.
+        major: u32,
+        /// Its number.
+        minor: u32,
+    },
     /// A file system of the container's own.
     New {
         /// Its type: `proc`, `tmpfs`, `devpts` …
@@ -49,35 +80,44 @@ pub enum What {
         source: PathBytes,
         /// Its options: `size=64k`.
         options: Vec<PathBytes>,
-        /// Its content: where its pieces are, and mode, uid and gid of its root.
-        content: Option<Content>,
-    },
-    /// A directory or file of what another mount has.
-    Bind {
-        /// Which of the mounts.
-        of: u32,
-        /// What of it, from the root of that mount; empty is all.
-        path: PathBytes,
+        /// What is in it. One, of the whole, unless only parts of it are mounted.
+        contents: Vec<Content>,
     },
     /// A hierarchy of control groups.
     Cgroup {
-        /// Its controllers, as the file system names them; empty for v2.
+        /// Its controllers, or its name, as the file system shows them; empty for v2.
         controllers: Vec<String>,
-        /// Where the mount's root is below the container's cgroup; empty is that itself.
-        path: PathBytes,
+        /// Which directory of it.
+        directory: CgroupDirectory,
     },
 }
 
-/// What is in a file system of the container's own.
+/// A directory of a hierarchy of control groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum CgroupDirectory {
+    /// This path below the container's own; empty is that itself.
+    Container(PathBytes),
+    /// This path from the root of the hierarchy, which the container's own is below.
+    Host(PathBytes),
+}
+
+/// A directory with all that is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Content {
-    /// Prefix of the pieces of a layer.
+    /// Which directory, from the root of the file system; empty is that itself.
+    pub path: PathBytes,
+    /// Prefix of the pieces of a layer with everything below it.
     pub pieces: String,
-    /// Permission bits of its root directory.
+    /// Permission bits.
     pub mode: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Seconds and nanoseconds of last modification.
+    pub mtime: (i64, u32),
+    /// Extended attributes.
+    pub xattrs: Vec<(PathBytes, PathBytes)>,
 }

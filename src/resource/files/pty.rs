@@ -233,7 +233,10 @@ fn pair(
         Some((file, path)) => (flags::bits(&file.flags)?, path.path.as_bytes().to_vec()),
         None => (libc::O_RDWR, [pty.devpts.as_bytes(), b"/ptmx"].concat()),
     };
-    let master = numbered(opener.view(), &path, bits, pty.index, surplus)?;
+    let master = match opener.take_master(&pty.devpts, pty.index) {
+        Some(master) => master,
+        None => numbered(opener.view(), &path, bits, pty.index, surplus)?,
+    };
     tty::set_locked(master.as_fd(), false).doing(|| "unlocking it")?;
     let node = slave_path(&pty.devpts, pty.index);
     own(opener.view(), &node, pty)?;

@@ -193,6 +193,8 @@ pub struct Opener<'a> {
     contents: &'a dyn Contents,
     ghosts: BTreeMap<GhostId, Made>,
     strict: bool,
+    /// Terminals that have been made already: where their devpts is mounted, number, master.
+    masters: Vec<(PathBytes, u32, OwnedFd)>,
 }
 
 impl<'a> Opener<'a> {
@@ -212,7 +214,20 @@ impl<'a> Opener<'a> {
                 .map(|ghost| (ghost.id, Made::new(ghost.clone())))
                 .collect(),
             strict,
+            masters: Vec::new(),
         })
+    }
+
+    /// Hands over a terminal that had to be made with the mounts (its node is mounted on
+    /// /dev/console), so that it is not made again.
+    pub fn give_master(&mut self, devpts: PathBytes, index: u32, master: OwnedFd) {
+        self.masters.push((devpts, index, master));
+    }
+
+    pub(super) fn take_master(&mut self, devpts: &PathBytes, index: u32) -> Option<OwnedFd> {
+        let mut masters = self.masters.iter();
+        let at = masters.position(|one| one.0 == *devpts && one.1 == index)?;
+        Some(self.masters.swap_remove(at).2)
     }
 
     /// The mount namespace.

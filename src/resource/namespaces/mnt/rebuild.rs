@@ -1,21 +1,20 @@
 //! A mount tree in a new namespace.
 //!
-//! Every mount is made detached and then attached below its parent by descriptor, so that what covers a
-//! path does not matter. Attributes come last: a mount point may have to be made, and content unpacked,
-//! in what is read-only in the end. Nothing is seen by the host: the namespace is private from its
-//! first moment, and if anything fails it ends with the thread that made it.
+//! Every file system is made first, or borrowed from the host, and staged where nothing lies on it.
+//! A mount is a clone of a part of one, attached below its parent by descriptor, so that what covers a
+//! path does not matter. Attributes come last: a mount point may have to be made in what is read-only
+//! in the end. Until then all is private. Nothing is seen by the host: the namespace shares nothing from
+//! its first moment, and if anything fails it ends with the thread that made it.
 
+use super::file_system::{self, walk};
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::PathBytes;
-use crate::image::namespaces::mnt::{Content, Mount, Mounts, What};
-use crate::resource::layer::{Whiteouts, unpack};
+use crate::image::namespaces::mnt::{FileSystem, Group, Mount, Mounts};
 use crate::sys::mount::{self, Attributes, Configuration, Propagation};
 use crate::sys::ns;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
-use nix::unistd::{Gid, Uid, fchdir, fchownat, pivot_root};
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, mkdirat};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,10 +23,11 @@ use std::path::{Path, PathBuf};
 
 /// What the mounts need of the world around them.
 pub struct Env<'a> {
-    /// The root file system, as this process sees it.
-    pub root: &'a Path,
-    /// Where this process sees what an external mount asks for: its key, where it was.
-    pub external: &'a (dyn Fn(&Mount, &str, Option<&PathBytes>) -> Result<PathBuf> + Sync),
+    /// The root file system.
+    pub root: Root<'a>,
+    /// Where this process sees what an external mount asks for: the first that shows it, its key,
+    /// where it was.
+    pub external: &'a dyn Fn(&Mount, &str, Option<&PathBytes>) -> Result<PathBuf>,
     /// A detached mount of proc, made in the new PID namespace.
     pub proc: Option<OwnedFd>,
     /// The new net namespace, if it is a new one: sysfs shows it.
@@ -37,308 +37,267 @@ pub struct Env<'a> {
     /// The new cgroup namespace, if it is a new one.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Where this process sees the new container's cgroup in the hierarchy with these controllers.
-    pub cgroup_directory: &'a (dyn Fn(&[String]) -> Result<PathBuf> + Sync),
+    pub cgroup_directory: &'a dyn Fn(&[String]) -> Result<PathBuf>,
     /// The pieces of a layer.
-    pub content: &'a (dyn Fn(&str) -> Box<dyn Read + 'a> + Sync),
+    pub content: &'a dyn Fn(&str) -> Box<dyn Read + 'a>,
+}
+
+/// Where the root file system comes from. Paths are as this process sees them.
+#[derive(Debug, Clone, Copy)]
+pub enum Root<'a> {
+    /// A directory.
+    Directory(&'a Path),
+    /// An overlay that is mounted in the new namespace alone.
+    Overlay {
+        /// What it is the root file system of, for messages.
+        point: &'a Path,
+        /// What it lies on.
+        lower: &'a Path,
+        /// What the container changed.
+        upper: &'a Path,
+        /// For the overlay's own use, beside `upper`.
+        work: &'a Path,
+    },
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// The namespace; it lives as long as a process is in it or this descriptor is open.
+    pub namespace: OwnedFd,
+    /// Terminals whose nodes are mounted somewhere (/dev/console), and which therefore had to be made
+    /// already: for [`Opener::give_master`](crate::resource::files::Opener::give_master).
+    pub terminals: Vec<Terminal>,
+    /// Mount points in /proc or /sys that this kernel does not have; nothing is there to be covered.
+    pub skipped: Vec<PathBytes>,
+}
+
+/// The master of a new pseudo-terminal.
+#[derive(Debug)]
+pub struct Terminal {
+    /// Where its devpts is mounted.
+    pub devpts: PathBytes,
+    /// Its number there.
+    pub index: u32,
+    /// It lives as long as this does.
+    pub master: OwnedFd,
 }
 
 /// Builds the tree in a new mount namespace.
-pub fn rebuild<'a>(record: &'a Mounts, env: &'a Env<'a>) -> Result<OwnedFd> {
-    let fresh = fresh_file_systems(record, env)?;
-    ns::fresh_with(ns::Kind::Mnt, || {
-        // What the host mounts later may arrive; what is mounted here must not leave.
-        nix::mount::mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_SLAVE,
-            None::<&str>,
-        )
-        .doing(|| "making the new mount namespace private")?;
-        let mut tree = Tree {
-            record,
-            env,
-            made: Vec::with_capacity(record.mounts.len()),
+pub fn rebuild(record: &Mounts, env: &Env<'_>) -> Result<Rebuilt> {
+    check(record)?;
+    let mut bases = Vec::with_capacity(record.file_systems.len());
+    for (number, what) in (0..).zip(&record.file_systems) {
+        let Some(first) = record.mounts.iter().find(|one| one.file_system == number) else {
+            return Err(damaged(format!("file system {number} is mounted nowhere")));
         };
-        for (number, fresh) in fresh.into_iter().enumerate() {
-            let mount = &record.mounts[number];
-            tree.add(mount, fresh)
-                .doing(|| format!("mounting {}", mount.point))?;
-        }
-        tree.finish()
+        let base = file_system::make(what, first, env)
+            .doing(|| format!("making or finding what is mounted on {}", first.point))?;
+        bases.push(base);
+    }
+    let terminals = file_system::terminals(record, &bases)?;
+    let mut skipped = Vec::new();
+    let namespace = ns::fresh_with(ns::Kind::Mnt, || {
+        let tree = Tree::new(record, bases)?;
+        skipped = tree.build()?;
+        Ok(())
+    })?;
+    Ok(Rebuilt {
+        namespace,
+        terminals,
+        skipped,
     })
 }
 
-/// File systems that show the namespace in which they are made, or anything at all that needs no path.
-fn fresh_file_systems(record: &Mounts, env: &Env<'_>) -> Result<Vec<Option<OwnedFd>>> {
-    record
-        .mounts
-        .iter()
-        .map(|mount| {
-            let doing = || format!("making the file system of {}", mount.point);
-            let namespace = match &mount.what {
-                What::New { fs_type, .. } if fs_type == "sysfs" => env.net,
-                What::New { fs_type, .. } if fs_type == "mqueue" => env.ipc,
-                What::Cgroup { .. } => env.cgroup,
-                _ => None,
-            };
-            let make = || match &mount.what {
-                What::New { fs_type, .. } if fs_type == "proc" => match &env.proc {
-                    // Detached mounts can be cloned since Linux 6.15 only.
-                    Some(proc) => {
-                        mount::clone_tree(proc.as_fd()).or_else(|_| Ok(proc.try_clone()?))
-                    }
-                    None => Err(Error::bug("a proc mount without a PID namespace")),
-                },
-                What::New {
-                    fs_type,
-                    source,
-                    options,
-                    content,
-                } => new_file_system(fs_type, source, options, content.is_some()),
-                What::Cgroup { controllers, .. } => new_cgroup(controllers),
-                _ => Err(Error::bug("no file system of its own")),
-            };
-            let is_new = match &mount.what {
-                What::New { .. } => true,
-                What::Cgroup { path, .. } => env.cgroup.is_some() && path.as_bytes().is_empty(),
-                _ => false,
-            };
-            if !is_new {
-                return Ok(None);
-            }
-            let made = match namespace {
-                Some(namespace) => ns::inside(&[namespace], make),
-                None => make(),
-            };
-            made.map(Some).doing(doing)
-        })
-        .collect()
+fn damaged(reason: impl Into<String>) -> Error {
+    Error::coded("E-IMAGE-MOUNT", Exit::Image, reason, "the image is damaged")
 }
 
-fn new_file_system(
-    fs_type: &str,
-    source: &PathBytes,
-    options: &[PathBytes],
-    content_follows: bool,
-) -> Result<OwnedFd> {
-    let file_system = Configuration::new(fs_type)?;
-    file_system.text(b"source", source.as_bytes())?;
-    for option in options {
-        let option = option.as_bytes();
-        if option == b"ro" && content_follows {
-            continue;
-        }
-        match option.iter().position(|byte| *byte == b'=') {
-            Some(at) => file_system.text(&option[..at], &option[at + 1..])?,
-            None => match file_system.flag(option) {
-                // Shown, but not an option that can be given.
-                Err(error) if error.errno() == Some(Errno::EINVAL) && option != b"ro" => {}
-                other => other?,
-            },
+/// That numbers lead to something that is made before.
+fn check(record: &Mounts) -> Result<()> {
+    let (systems, groups) = (record.file_systems.len(), record.groups.len());
+    let has = |number: u32, len: usize| (number as usize) < len;
+    for (number, group) in record.groups.iter().enumerate() {
+        if !has(group.file_system, systems)
+            || group.master.is_some_and(|master| !has(master, number))
+        {
+            return Err(damaged(format!(
+                "group {number} has no file system or no master"
+            )));
         }
     }
-    file_system.mount()
-}
-
-fn new_cgroup(controllers: &[String]) -> Result<OwnedFd> {
-    if controllers.is_empty() {
-        return Configuration::new("cgroup2")?.mount();
-    }
-    let file_system = Configuration::new("cgroup")?;
-    file_system.text(b"source", b"cgroup")?;
-    for controller in controllers {
-        match controller.split_once('=') {
-            // A named hierarchy has no controllers.
-            Some((key, value)) => {
-                file_system.flag(b"none")?;
-                file_system.text(key.as_bytes(), value.as_bytes())?;
-            }
-            None => file_system.flag(controller.as_bytes())?,
+    for (number, mount) in record.mounts.iter().enumerate() {
+        let parent_is_there = has(mount.parent, number.max(1));
+        let groups_are_there = [mount.group, mount.master]
+            .iter()
+            .flatten()
+            .all(|&group| has(group, groups));
+        if !parent_is_there || !groups_are_there || !has(mount.file_system, systems) {
+            return Err(damaged(format!(
+                "mount {number} refers to something that is not there"
+            )));
         }
     }
-    file_system.mount()
+    if record.mounts.is_empty() {
+        return Err(damaged("there is no root mount"));
+    }
+    Ok(())
 }
 
 struct Tree<'a> {
     record: &'a Mounts,
-    env: &'a Env<'a>,
-    /// By number; each descriptor is the mount's root.
-    made: Vec<OwnedFd>,
+    /// By file system. Private, and nothing lies on them.
+    bases: Vec<OwnedFd>,
+    /// By group: a mount of the whole file system that is in it.
+    seeds: Vec<OwnedFd>,
+    staging: OwnedFd,
+    /// By number, `None` where skipped; each descriptor is the mount's root.
+    made: Vec<Option<OwnedFd>>,
 }
 
-impl Tree<'_> {
-    fn add(&mut self, mount: &Mount, fresh: Option<OwnedFd>) -> Result<()> {
-        let own = match (&mount.what, fresh) {
-            (_, Some(fresh)) => fresh,
-            (What::Root, None) => clone_path(self.env.root)?,
-            (What::External { key, host_path }, None) => {
-                clone_path(&(self.env.external)(mount, key, host_path.as_ref())?)?
-            }
-            (What::Bind { of, path }, None) => {
-                let source = self.mount(*of)?;
-                let place = walk(source, path.as_bytes(), OFlag::O_PATH)
-                    .doing(|| format!("opening {path} of mount {of}"))?;
-                mount::clone_tree(place.as_fd())?
-            }
-            (What::Cgroup { controllers, path }, None) => {
-                let mut directory = (self.env.cgroup_directory)(controllers)?;
-                directory.push(OsStr::from_bytes(path.as_bytes()));
-                clone_path(&directory)?
-            }
-            (What::New { .. }, None) => return Err(Error::bug("a file system was not made")),
-        };
-        if let What::New {
-            content: Some(content),
-            ..
-        } = &mount.what
-        {
-            self.fill(own.as_fd(), content)?;
-        }
-        if self.made.is_empty() {
-            let place = open(
-                self.env.root,
-                OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-                Mode::empty(),
+impl<'a> Tree<'a> {
+    /// In the new namespace: stages the file systems and makes the groups.
+    fn new(record: &'a Mounts, bases: Vec<OwnedFd>) -> Result<Self> {
+        let top = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+            .doing(|| "opening the root of the new mount namespace")?;
+        mount::set_propagation(top.as_fd(), Propagation::Private, true)
+            .doing(|| "making the new mount namespace private")?;
+        let staging = Configuration::new("tmpfs")?.mount()?;
+        // Any directory but the root does, and this one is on every host.
+        let place = open("/proc", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+            .doing(|| "opening /proc")?;
+        mount::attach(staging.as_fd(), place.as_fd()).doing(|| "mounting a place to build in")?;
+        for (number, base) in bases.iter().enumerate() {
+            // Only what is attached can be cloned before Linux 6.15.
+            let name = format!("file-system-{number}");
+            make_mount_point(
+                staging.as_fd(),
+                name.as_bytes(),
+                is_directory(base.as_fd())?,
             )?;
-            mount::attach(own.as_fd(), place.as_fd())?;
-        } else {
-            let place = self.mount_point(mount, own.as_fd())?;
-            mount::attach(own.as_fd(), place.as_fd())?;
+            let place = walk(staging.as_fd(), name.as_bytes(), OFlag::O_PATH)?;
+            mount::attach(base.as_fd(), place.as_fd()).doing(|| "staging a file system")?;
         }
-        self.made.push(own);
-        Ok(())
-    }
-
-    fn mount(&self, number: u32) -> Result<BorrowedFd<'_>> {
-        match self.made.get(number as usize) {
-            Some(made) => Ok(made.as_fd()),
-            None => Err(Error::coded(
-                "E-IMAGE-MOUNT",
-                Exit::Image,
-                format!("there is no mount {number} yet"),
-                "the image is damaged",
-            )),
-        }
-    }
-
-    /// Where a mount goes, below the root of its parent; made where it is missing.
-    fn mount_point(&self, mount: &Mount, own: BorrowedFd<'_>) -> Result<OwnedFd> {
-        let parent = self.mount(mount.parent)?;
-        let above = self
-            .record
-            .mounts
-            .get(mount.parent as usize)
-            .map_or(&b"/"[..], |parent| parent.point.as_bytes());
-        let above = above.strip_suffix(b"/").unwrap_or(above);
-        let relative = mount
-            .point
-            .as_bytes()
-            .strip_prefix(above)
-            .map(|rest| rest.strip_prefix(b"/").unwrap_or(rest))
-            .ok_or_else(|| {
-                Error::coded(
-                    "E-IMAGE-MOUNT",
-                    Exit::Image,
-                    format!("{} does not lie on its parent", mount.point),
-                    "the image is damaged",
-                )
-            })?;
-        match walk(parent, relative, OFlag::O_PATH) {
-            Err(Errno::ENOENT) => {
-                make_mount_point(parent, relative, is_directory(own)?)?;
-                Ok(walk(parent, relative, OFlag::O_PATH)?)
-            }
-            other => Ok(other?),
-        }
-    }
-
-    fn fill(&self, root: BorrowedFd<'_>, content: &Content) -> Result<()> {
-        let directory = openat(
-            root,
-            ".",
-            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        unpack(
-            &mut (self.env.content)(&content.pieces),
-            directory.as_fd(),
-            Whiteouts::Remove,
-        )?;
-        fchownat(
-            &directory,
-            ".",
-            Some(Uid::from_raw(content.uid)),
-            Some(Gid::from_raw(content.gid)),
-            nix::fcntl::AtFlags::empty(),
-        )?;
-        fchmodat(
-            &directory,
-            ".",
-            Mode::from_bits_truncate(content.mode),
-            FchmodatFlags::FollowSymlink,
-        )?;
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        for (mount, made) in self.record.mounts.iter().zip(&self.made) {
-            let doing = || format!("setting the options of {}", mount.point);
-            if let What::New {
-                options,
-                content: Some(_),
-                ..
-            } = &mount.what
-                && options.iter().any(|option| option.as_bytes() == b"ro")
-            {
-                let file_system = Configuration::of(made.as_fd()).doing(doing)?;
-                file_system.flag(b"ro").doing(doing)?;
-                file_system.reconfigure().doing(doing)?;
-            }
-            mount::set_attributes(made.as_fd(), attributes(&mount.options)).doing(doing)?;
-            let propagation = match mount.propagation.as_str() {
-                "slave" => Propagation::Slave,
-                "shared" => Propagation::Shared,
-                "unbindable" => Propagation::Unbindable,
-                _ => Propagation::Private,
-            };
-            if propagation != Propagation::Slave {
-                mount::set_propagation(made.as_fd(), Propagation::Private, false).doing(doing)?;
-            }
-            if propagation != Propagation::Private {
-                mount::set_propagation(made.as_fd(), propagation, false).doing(doing)?;
-            }
-        }
-        let Some(root) = self.made.first() else {
-            return Err(Error::coded(
-                "E-IMAGE-MOUNT",
-                Exit::Image,
-                "the image has no root mount",
-                "the image is damaged",
-            ));
+        let mut tree = Self {
+            record,
+            bases,
+            seeds: Vec::with_capacity(record.groups.len()),
+            staging,
+            made: Vec::with_capacity(record.mounts.len()),
         };
-        // The trick of pivot_root(2): the old root comes to lie on top of the new one, and is taken off.
-        fchdir(root).doing(|| "entering the new root")?;
-        pivot_root(".", ".").doing(|| "changing the root")?;
-        umount2(".", MntFlags::MNT_DETACH).doing(|| "leaving the host's mounts")?;
-        nix::unistd::chdir("/").doing(|| "entering the new root")
+        for group in &record.groups {
+            let seed = tree.seed(group).doing(|| "making a group of mounts")?;
+            tree.seeds.push(seed);
+        }
+        for base in &tree.bases {
+            mount::set_propagation(base.as_fd(), Propagation::Private, false)?;
+        }
+        Ok(tree)
     }
-}
 
-/// A path on one mount; neither links nor other mounts are followed.
-fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { b"." } else { path };
-    openat2(
-        root,
-        Path::new(OsStr::from_bytes(path)),
-        OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-            .resolve(
-                ResolveFlag::RESOLVE_BENEATH
-                    | ResolveFlag::RESOLVE_NO_SYMLINKS
-                    | ResolveFlag::RESOLVE_NO_XDEV,
-            ),
-    )
+    /// A detached mount that is a member. A clone of what the host shares is in the host's group.
+    fn seed(&self, group: &Group) -> Result<OwnedFd> {
+        let seed = mount::clone_tree(self.bases[group.file_system as usize].as_fd())?;
+        if !group.outside {
+            mount::set_propagation(seed.as_fd(), Propagation::Private, false)?;
+        }
+        if let Some(master) = group.master {
+            mount::join_group(self.seeds[master as usize].as_fd(), seed.as_fd())?;
+            mount::set_propagation(seed.as_fd(), Propagation::Slave, false)?;
+        }
+        mount::set_propagation(seed.as_fd(), Propagation::Shared, false)?;
+        Ok(seed)
+    }
+
+    /// Makes all mounts and leaves the calling thread in the new tree; the mount points skipped.
+    fn build(mut self) -> Result<Vec<PathBytes>> {
+        let mut skipped = Vec::new();
+        for mount in &self.record.mounts {
+            let made = self
+                .mount(mount)
+                .doing(|| format!("mounting {}", mount.point))?;
+            if made.is_none() {
+                skipped.push(mount.point.clone());
+            }
+            self.made.push(made);
+        }
+        for (number, what) in self.record.file_systems.iter().enumerate() {
+            file_system::finish(what, self.bases[number].as_fd())
+                .doing(|| format!("making file system {number} read-only"))?;
+        }
+        for (mount, made) in self.finished() {
+            mount::set_attributes(made, attributes(&mount.options))
+                .doing(|| format!("setting the options of {}", mount.point))?;
+        }
+        let root = self.made.first().and_then(Option::as_ref);
+        let root = root.ok_or_else(|| damaged("the root cannot be left out"))?;
+        mount::become_root(root.as_fd())?;
+        for (mount, made) in self.finished() {
+            self.propagate(mount, made)
+                .doing(|| format!("setting the propagation of {}", mount.point))?;
+        }
+        Ok(skipped)
+    }
+
+    fn finished(&self) -> impl Iterator<Item = (&Mount, BorrowedFd<'_>)> {
+        let mounts = self.record.mounts.iter().zip(&self.made);
+        mounts.filter_map(|(mount, made)| Some((mount, made.as_ref()?.as_fd())))
+    }
+
+    fn mount(&self, mount: &Mount) -> Result<Option<OwnedFd>> {
+        let source = self.bases[mount.file_system as usize].as_fd();
+        let source = walk(source, mount.path.as_bytes(), OFlag::O_PATH)
+            .doing(|| format!("opening {:?}, which is to be mounted", mount.path))?;
+        let own = mount::clone_tree(source.as_fd())?;
+        if self.made.is_empty() {
+            make_mount_point(self.staging.as_fd(), b"root", true)?;
+            let place = walk(self.staging.as_fd(), b"root", OFlag::O_PATH)?;
+            mount::attach(own.as_fd(), place.as_fd())?;
+            return Ok(Some(own));
+        }
+        let Some(place) = self.mount_point(mount, is_directory(own.as_fd())?)? else {
+            return Ok(None);
+        };
+        mount::attach(own.as_fd(), place.as_fd())?;
+        Ok(Some(own))
+    }
+
+    /// Where a mount goes, below the root of its parent; made where it is missing, `None` where
+    /// there is nothing to be covered.
+    fn mount_point(&self, mount: &Mount, directory: bool) -> Result<Option<OwnedFd>> {
+        let parent = &self.record.mounts[mount.parent as usize];
+        let Some(above) = &self.made[mount.parent as usize] else {
+            return Ok(None);
+        };
+        let relative = super::order::below(mount.point.as_bytes(), parent.point.as_bytes())
+            .ok_or_else(|| damaged(format!("{} does not lie on its parent", mount.point)))?;
+        match walk(above.as_fd(), relative, OFlag::O_PATH) {
+            Err(Errno::ENOENT) => {}
+            other => return Ok(Some(other?)),
+        }
+        if let FileSystem::New { fs_type, .. } =
+            &self.record.file_systems[parent.file_system as usize]
+            && ["proc", "sysfs"].contains(&fs_type.as_str())
+        {
+            return Ok(None);
+        }
+        make_mount_point(above.as_fd(), relative, directory)
+            .doing(|| "making the mount point, which is missing")?;
+        Ok(Some(walk(above.as_fd(), relative, OFlag::O_PATH)?))
+    }
+
+    fn propagate(&self, mount: &Mount, made: BorrowedFd<'_>) -> Result<()> {
+        if let Some(group) = mount.group {
+            mount::join_group(self.seeds[group as usize].as_fd(), made)?;
+        } else if let Some(master) = mount.master {
+            mount::join_group(self.seeds[master as usize].as_fd(), made)?;
+            mount::set_propagation(made, Propagation::Slave, false)?;
+        }
+        if mount.unbindable {
+            mount::set_propagation(made, Propagation::Unbindable, false)?;
+        }
+        Ok(())
+    }
 }
 
 fn make_mount_point(root: BorrowedFd<'_>, path: &[u8], directory: bool) -> Result<()> {
@@ -346,8 +305,7 @@ fn make_mount_point(root: BorrowedFd<'_>, path: &[u8], directory: bool) -> Resul
     let mut parts = path.split(|byte| *byte == b'/').peekable();
     while let Some(part) = parts.next() {
         let name = Path::new(OsStr::from_bytes(part));
-        let is_last = parts.peek().is_none();
-        if is_last && !directory {
+        if parts.peek().is_none() && !directory {
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             openat(&parent, name, flags, Mode::from_bits_truncate(0o644))?;
             return Ok(());
@@ -363,13 +321,6 @@ fn make_mount_point(root: BorrowedFd<'_>, path: &[u8], directory: bool) -> Resul
 
 fn is_directory(mount: BorrowedFd<'_>) -> Result<bool> {
     Ok(crate::sys::statx::of(mount)?.mode & libc::S_IFMT == libc::S_IFDIR)
-}
-
-/// A detached copy of the mount at a path of the host's, with that path as its root.
-fn clone_path(path: &Path) -> Result<OwnedFd> {
-    let place = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .doing(|| format!("opening {}", path.display()))?;
-    mount::clone_tree(place.as_fd()).doing(|| format!("binding {}", path.display()))
 }
 
 fn attributes(options: &[String]) -> Attributes {
