@@ -375,15 +375,20 @@ pub mod testing {
     }
 
     /// For `setup` of a [`sleeper`](crate::sys::testing::sleeper): enters the ipc namespace behind
-    /// descriptor `fd` and lowers the first semaphore of set `id` by one, to be undone at its end or
-    /// not. 0 on success.
-    pub fn lower(fd: i32, id: i32, undo: bool) -> i32 {
-        let mut operation = libc::sembuf {
-            sem_num: 0,
-            sem_op: -1,
-            sem_flg: if undo { libc::SEM_UNDO as i16 } else { 0 },
-        };
-        // SAFETY: the kernel reads one structure.
-        unsafe { libc::setns(fd, libc::CLONE_NEWIPC) | libc::semop(id, &raw mut operation, 1) }
+    /// descriptor `fd` and moves the first semaphores of set `id`, to be undone at its end. 0 on
+    /// success.
+    pub fn undoing(fd: i32, id: i32, moves: &[i16]) -> i32 {
+        // SAFETY: no pointers.
+        let mut result = unsafe { libc::setns(fd, libc::CLONE_NEWIPC) };
+        for (number, &by) in moves.iter().enumerate().filter(|(_, by)| **by != 0) {
+            let mut operation = libc::sembuf {
+                sem_num: number as u16,
+                sem_op: by,
+                sem_flg: libc::SEM_UNDO as i16,
+            };
+            // SAFETY: the kernel reads one structure.
+            result |= unsafe { libc::semop(id, &raw mut operation, 1) };
+        }
+        result
     }
 }

@@ -201,6 +201,8 @@ calls! {
     Getpid {} = SYS_getpid() -> i32;
     /// getppid(2)
     Getppid {} = SYS_getppid() -> i32;
+    /// semop(2)
+    Semop { id, operations, count } = SYS_semop(id, operations, count) -> ();
     /// semctl(2)
     Semctl { id, index, command, argument } = SYS_semctl(id, index, command, argument) -> i32;
     /// arch_prctl(2) with an option whose result is the answer.

@@ -18,6 +18,9 @@ pub struct Ipc {
     pub segments: Vec<Segment>,
     /// Semaphores.
     pub semaphores: Vec<SemaphoreSet>,
+    /// What is undone in them when processes end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adjustments: Vec<Adjustment>,
     /// System V message queues.
     pub queues: Vec<MessageQueue>,
     /// POSIX message queues.
@@ -83,6 +86,20 @@ pub struct SemaphoreSet {
     pub identity: Identity,
     /// In order.
     pub values: Vec<u16>,
+}
+
+/// What is added to a semaphore when a process ends (SEM_UNDO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adjustment {
+    /// The process.
+    pub pid: i32,
+    /// Number of the set.
+    pub set: i32,
+    /// Place in the set.
+    pub semaphore: u16,
+    /// What is added.
+    pub value: i32,
 }
 
 /// A System V message queue.

@@ -8,6 +8,8 @@
 //! What the kernel lets nobody set does not come back: times of last use, numbers of the processes
 //! that used something last or made it.
 //!
+//! What is undone in semaphores when a process ends is found as [`undo`] says.
+//!
 //! The way back has two parts, since a segment that is marked for removal vanishes when its last
 //! user leaves, and has none yet when it is made: [`rebuild`], then the processes attach by number,
 //! then [`finish`].
@@ -17,6 +19,7 @@ mod queues;
 mod segments;
 mod semaphores;
 mod settings;
+pub mod undo;
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::namespaces::ipc::{Identity, Ipc};
@@ -39,21 +42,23 @@ pub struct Captured {
 }
 
 /// Reads what is in the ipc namespace behind `namespace`. `host_pids` are the container's processes,
-/// all of them frozen and in that namespace.
+/// all of them frozen and in that namespace; `asker` has asked them what they would undo in
+/// semaphores.
 pub fn capture(
     namespace: BorrowedFd<'_>,
     host_pids: &[i32],
+    asker: undo::Asker,
     refusals: &mut Refusals,
 ) -> Result<Captured> {
     let mapped = segments::mapped(host_pids)?;
-    let (captured, found) = sys::ns::inside(&[namespace], || {
+    let (mut captured, found) = sys::ns::inside(&[namespace], || {
         let mut refusals = Refusals::new();
         let captured = capture_here(&mapped, &mut refusals)?;
         Ok((captured, refusals))
     })
     .doing(|| "capturing the ipc namespace")?;
     refusals.append(found);
-    semaphores::refuse_undo(host_pids, &captured.record.semaphores, refusals)?;
+    captured.record.adjustments = asker.finish(host_pids, refusals)?;
     Ok(captured)
 }
 
@@ -62,6 +67,7 @@ fn capture_here(mapped: &segments::Mapped, refusals: &mut Refusals) -> Result<Ca
     let (segments, contents) = segments::capture(mapped, &settings, refusals)?;
     let record = Ipc {
         semaphores: semaphores::capture()?,
+        adjustments: Vec::new(),
         queues: queues::capture(refusals)?,
         posix_queues: posix::capture(refusals)?,
         segments,
@@ -82,6 +88,20 @@ pub fn rebuild(record: &Ipc, pages: &Pages<'_>) -> Result<()> {
         settings::write(&record.settings)
     };
     rebuild().doing(|| "rebuilding the ipc namespace")
+}
+
+/// Names the segments that processes of a container without an ipc namespace of its own have
+/// attached: they are the host's, and others may use them.
+pub fn refuse_host_segments(host_pids: &[i32], refusals: &mut Refusals) -> Result<()> {
+    for (id, path) in segments::mapped(host_pids)? {
+        refusals.add(
+            "E-SHM-HOST",
+            format!("System V segment {id} ({})", path.display()),
+            "it belongs to the host's ipc namespace, which the container shares",
+            "run the container in an ipc namespace of its own, or detach the segment",
+        );
+    }
+    Ok(())
 }
 
 /// What has to wait until all processes have attached their segments, from a thread that is inside

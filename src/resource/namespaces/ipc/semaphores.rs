@@ -1,11 +1,9 @@
 //! System V semaphores.
 
 use super::{id, identity, list, permissions, with_number};
-use crate::error::{Context, Refusals, Result};
+use crate::error::{Context, Result};
 use crate::image::namespaces::ipc::SemaphoreSet;
-use crate::sys::child::Idle;
-use crate::sys::{kcmp, sysv};
-use std::cmp::Ordering;
+use crate::sys::sysv;
 
 pub(super) fn capture() -> Result<Vec<SemaphoreSet>> {
     let rows = list("sem")?;
@@ -20,34 +18,6 @@ pub(super) fn capture() -> Result<Vec<SemaphoreSet>> {
             })
         })
         .collect()
-}
-
-/// The kernel shows no process's list of what it will undo when it ends (SEM_UNDO), but kcmp(2) tells
-/// whether two processes have the same one, and so whether one has none, as a fresh child of ours.
-/// The start of a thread makes an empty list too, so that having one is a suspicion and no more.
-pub(super) fn refuse_undo(
-    host_pids: &[i32],
-    sets: &[SemaphoreSet],
-    refusals: &mut Refusals,
-) -> Result<()> {
-    if sets.is_empty() {
-        return Ok(());
-    }
-    let without = Idle::start().doing(|| "starting a process to compare with")?;
-    for &host_pid in host_pids {
-        let order = kcmp::compare(kcmp::Kind::Undo, (without.host_pid(), 0), (host_pid, 0))
-            .doing(|| format!("asking for the semaphore adjustments of process {host_pid}"))?;
-        if order != Ordering::Equal {
-            refusals.add(
-                "E-SEM-UNDO",
-                format!("process {host_pid}"),
-                "it has used semaphores with SEM_UNDO, and what would be undone at its end is not \
-                 shown by the kernel",
-                "checkpoint before it uses them, or without SEM_UNDO",
-            );
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn rebuild(sets: &[SemaphoreSet]) -> Result<()> {

@@ -5,9 +5,11 @@ use crate::image::namespaces::ipc::{Message, MessageQueue, PosixQueue, Segment, 
 use crate::resource::memory::Source;
 use crate::sys::ns::{Kind, fresh_with, inside};
 use crate::sys::{mqueue, sysv};
+use crate::tracee::{self, Scratch, find_syscall};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 type Chunks = BTreeMap<(String, u64), Vec<u8>>;
 
@@ -15,10 +17,19 @@ fn codes(refusals: &Refusals) -> Vec<&'static str> {
     refusals.as_slice().iter().map(|r| r.code).collect()
 }
 
+fn captured_with(
+    namespace: BorrowedFd<'_>,
+    host_pids: &[i32],
+    refusals: &mut Refusals,
+) -> Result<Captured> {
+    let asker = undo::Asker::new(namespace)?;
+    capture(namespace, host_pids, asker, refusals)
+}
+
 /// What is in a namespace, with the chunks of all pages.
 fn captured(namespace: &OwnedFd) -> (Ipc, Chunks) {
     let mut refusals = Refusals::new();
-    let found = capture(namespace.as_fd(), &[], &mut refusals).unwrap();
+    let found = captured_with(namespace.as_fd(), &[], &mut refusals).unwrap();
     assert_eq!(refusals.as_slice(), []);
     let mut source = Source::default();
     for content in found.contents {
@@ -141,8 +152,10 @@ fn an_attached_segment_that_is_marked_for_removal_lives_on_with_its_users() {
         let rows = list("shm")?;
         let before = (number(&rows[0], "atime"), number(&rows[0], "lpid"));
         let mut refusals = Refusals::new();
-        let found = capture(namespace.as_fd(), &[own], &mut refusals)?;
+        let found = captured_with(namespace.as_fd(), &[own], &mut refusals)?;
         assert_eq!(found.record.segments, record.segments);
+        refuse_host_segments(&[own], &mut refusals)?;
+        assert_eq!(codes(&refusals), ["E-SHM-HOST"]);
         // It was opened through its user, not attached.
         let rows = list("shm")?;
         assert_eq!(
@@ -207,7 +220,7 @@ fn a_message_that_the_kernel_does_not_copy_is_refused() {
     })
     .unwrap();
     let mut refusals = Refusals::new();
-    capture(namespace.as_fd(), &[], &mut refusals).unwrap();
+    captured_with(namespace.as_fd(), &[], &mut refusals).unwrap();
     assert_eq!(codes(&refusals), ["E-MSG-LENGTH"]);
 }
 
@@ -234,7 +247,7 @@ fn posix_queues_come_back_and_messages_in_them_are_refused() {
         let notify = mqueue::create(c"notify", 0o600, &attributes)?;
         mqueue::testing::notify(notify.as_fd());
         let mut refusals = Refusals::new();
-        capture(fd.as_fd(), &[], &mut refusals)?;
+        captured_with(fd.as_fd(), &[], &mut refusals)?;
         Ok(refusals)
     })
     .unwrap();
@@ -270,7 +283,7 @@ fn a_segment_that_would_vanish_is_refused() {
         // Setting it removes those whose makers have ended.
         fs::write("/proc/sys/kernel/shm_rmid_forced", "1")?;
         made(&segment_of(1, 0, 5000))?;
-        capture(namespace.as_fd(), &[], &mut refusals)?;
+        captured_with(namespace.as_fd(), &[], &mut refusals)?;
         Ok(())
     })
     .unwrap();
@@ -293,7 +306,7 @@ fn numbers_that_are_there_twice_and_strange_settings_are_refused() {
 }
 
 #[test]
-fn a_process_that_undoes_semaphores_is_told_from_one_that_does_not() {
+fn a_process_that_undoes_semaphores_and_was_not_asked_is_refused() {
     let namespace = fresh_with(Kind::Ipc, || {
         let set = SemaphoreSet {
             identity: identity_of(0, 7),
@@ -304,15 +317,106 @@ fn a_process_that_undoes_semaphores_is_told_from_one_that_does_not() {
     .unwrap();
     for (undo, expected) in [(true, vec!["E-SEM-UNDO"]), (false, vec![])] {
         let ns = namespace.as_fd();
-        let sleeper = crate::sys::testing::sleeper(&[(ns, 9)], || sysv::testing::lower(9, 0, undo));
+        let sleeper = crate::sys::testing::sleeper(&[(ns, 9)], || {
+            if undo {
+                sysv::testing::undoing(9, 0, &[-1])
+            } else {
+                sysv::testing::undoing(9, 0, &[])
+            }
+        });
         let mut refusals = Refusals::new();
-        let found = capture(ns, &[sleeper.pid], &mut refusals).unwrap();
+        let found = captured_with(ns, &[sleeper.pid], &mut refusals).unwrap();
         assert_eq!(codes(&refusals), expected);
-        assert_eq!(found.record.semaphores[0].values, [0]);
+        assert_eq!(found.record.semaphores[0].values, [u16::from(!undo)]);
         drop(sleeper);
-        inside(&[ns], || {
-            sysv::set_semaphores(0, &permissions(&identity_of(0, 7)), &[1])
-        })
-        .unwrap();
     }
+}
+
+/// Asks a process of a test for its adjustments, or has it take those of `give` first.
+fn adjustments(
+    namespace: BorrowedFd<'_>,
+    host_pid: i32,
+    give: Option<&Ipc>,
+) -> Vec<crate::image::namespaces::ipc::Adjustment> {
+    let mut stopped = tracee::seize(host_pid, false)
+        .unwrap()
+        .wait(Instant::now() + Duration::from_secs(20))
+        .unwrap();
+    let areas = crate::proc::Process::new(host_pid).maps().unwrap();
+    let vdso = areas.iter().find(|area| area.path == b"[vdso]").unwrap();
+    let instruction = find_syscall(host_pid, vdso.start, vdso.end)
+        .unwrap()
+        .unwrap();
+    let tids = vec![(host_pid, host_pid)];
+    let room = 4096;
+    let urg = libc::SIGURG;
+    let mut scratch =
+        Scratch::map(&mut stopped, host_pid, tids, instruction, urg, None, room).unwrap();
+    if let Some(record) = give {
+        let mut batch = tracee::batch::Batch::new();
+        undo::give_back(record, 1, &mut batch);
+        stopped.run(&scratch, &batch).unwrap();
+    }
+    let mut refusals = Refusals::new();
+    let mut asker = undo::Asker::new(namespace).unwrap();
+    let room = scratch.room();
+    asker
+        .ask(
+            (host_pid, 1),
+            room,
+            &mut |batch| stopped.run(&scratch, batch),
+            &mut refusals,
+        )
+        .unwrap();
+    scratch.unmap(&mut stopped).unwrap();
+    stopped.release().unwrap();
+    let found = capture(namespace, &[host_pid], asker, &mut refusals).unwrap();
+    assert_eq!(refusals.as_slice(), []);
+    found.record.adjustments
+}
+
+#[test]
+fn what_a_process_would_undo_is_found_and_given_back() {
+    // (value before, what the process does with SEM_UNDO)
+    let cases: [(u16, i16); 9] = [
+        (5, 0),
+        (5, -3),
+        (0, 7),
+        (32767, -32767),
+        (0, 32767),
+        (1, -1),
+        (9, 1),
+        (20000, -12345),
+        (3, 11),
+    ];
+    let set = SemaphoreSet {
+        identity: identity_of(3, 7),
+        values: cases.map(|case| case.0).to_vec(),
+    };
+    let sets = [set];
+    let made = || fresh_with(Kind::Ipc, || semaphores::rebuild(&sets)).unwrap();
+    let namespace = made();
+    let ns = namespace.as_fd();
+    let moves = cases.map(|case| case.1);
+    let sleeper = crate::sys::testing::sleeper(&[(ns, 9)], || sysv::testing::undoing(9, 3, &moves));
+    let found = adjustments(ns, sleeper.pid, None);
+    let expected: Vec<_> = (0_u16..)
+        .zip(cases)
+        .filter(|(_, case)| case.1 != 0)
+        .map(|(number, case)| (number, -i32::from(case.1)))
+        .collect();
+    let pairs: Vec<_> = found.iter().map(|one| (one.semaphore, one.value)).collect();
+    assert_eq!(pairs, expected);
+    let (mut record, chunks) = captured(&namespace);
+    record.adjustments = found.clone();
+    drop(sleeper);
+
+    let again = rebuilt(&record, &chunks);
+    let ns = again.as_fd();
+    let sleeper = crate::sys::testing::sleeper(&[(ns, 9)], || sysv::testing::undoing(9, 3, &[]));
+    assert_eq!(adjustments(ns, sleeper.pid, Some(&record)), found);
+    assert_eq!(captured(&again).0.semaphores, record.semaphores);
+    drop(sleeper);
+    // The kernel undoes it, and all is as it was at the very first.
+    assert_eq!(captured(&again).0.semaphores, sets);
 }
