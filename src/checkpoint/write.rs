@@ -4,7 +4,7 @@ use super::collect::Collected;
 use crate::error::{Context, Refusals, Result};
 use crate::image::archive::Writer;
 use crate::image::header::Compression;
-use crate::image::header::{Container, FORMAT, Header, Host, OLDEST_FORMAT};
+use crate::image::header::{Container, FORMAT, Header, Host};
 use crate::image::memory::PAGE;
 use crate::request::{Phase, Progress, Watcher};
 use crate::resource::layer::{self, Overlay};
@@ -27,7 +27,6 @@ pub fn header(container: Container, compression: Compression) -> Result<Header> 
         .map(str::to_owned)
         .collect();
     features.sort();
-    debug_assert!(OLDEST_FORMAT <= FORMAT);
     Ok(Header {
         format: FORMAT,
         engine: concat!("ocimig ", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -4,6 +4,7 @@
 //! place of this member (first), its name, or the meaning of [`Header::format`]: that is read
 //! before anything else is looked at, so that an older engine can refuse a newer image by name.
 
+use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 pub const FORMAT: u32 = 1;
 /// The oldest format that this engine reads.
 pub const OLDEST_FORMAT: u32 = 1;
+const _: () = assert!(OLDEST_FORMAT <= FORMAT);
 
 /// The first member of every image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,56 @@ pub struct Header {
     /// What the restoring host must offer.
     #[serde(default)]
     pub requires: Vec<Requirement>,
+}
+
+impl Header {
+    /// Whether processes of this image can run on `here`: the same architecture and page size, the
+    /// processor features that [`Header::requires`] names, and room for their processor state.
+    pub fn check_host(&self, here: &Host) -> Result<()> {
+        let there = &self.host;
+        let differs = |code, what: &str, image: &str, host: &str| {
+            let reason = format!("the image is of a host with {what} {image}, this one has {host}");
+            Error::coded(
+                code,
+                Exit::Host,
+                reason,
+                "restore it on a host like that one",
+            )
+        };
+        if there.architecture != here.architecture {
+            let (image, host) = (&there.architecture, &here.architecture);
+            return Err(differs("E-HOST-ARCHITECTURE", "architecture", image, host));
+        }
+        if there.page_size != here.page_size {
+            let (image, host) = (there.page_size.to_string(), here.page_size.to_string());
+            return Err(differs("E-HOST-PAGE-SIZE", "page size", &image, &host));
+        }
+        let missing: Vec<_> = self
+            .requires
+            .iter()
+            .filter(|requirement| {
+                let feature = requirement.name.strip_prefix("cpu.");
+                feature.is_some_and(|feature| !here.cpu_features.iter().any(|has| has == feature))
+            })
+            .map(|requirement| format!("{} ({})", requirement.name, requirement.needed_by))
+            .collect();
+        if !missing.is_empty() {
+            return Err(lacks(&missing.join(", ")));
+        }
+        match there.xsave_components & !here.xsave_components {
+            0 => Ok(()),
+            more => Err(lacks(&format!("processor state components {more:#x}"))),
+        }
+    }
+}
+
+fn lacks(what: &str) -> Error {
+    Error::coded(
+        "E-HOST-CPU",
+        Exit::Host,
+        format!("the processor of this host lacks {what}"),
+        "restore it on a host whose processor has at least the features of the other one",
+    )
 }
 
 /// The host that a container was checkpointed on.
@@ -118,7 +170,7 @@ impl fmt::Display for Compression {
 impl FromStr for Compression {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::ALL
             .iter()
             .find(|(name, _)| *name == text)
@@ -176,6 +228,41 @@ mod tests {
         let glance: Glance = serde_json::from_str(json).unwrap();
         assert_eq!(glance.format, 9);
         assert!(serde_json::from_str::<Header>(json).is_err());
+    }
+
+    #[test]
+    fn a_host_that_cannot_run_what_is_in_an_image_is_told_why() {
+        let host = Host {
+            cpu_features: vec!["avx2".into(), "sse".into()],
+            xsave_components: 7,
+            ..header().host
+        };
+        let image = Header {
+            host: Host {
+                xsave_components: 3,
+                ..header().host
+            },
+            ..header()
+        };
+        image.check_host(&host).unwrap();
+        let change = |change: fn(&mut Host)| {
+            let mut other = host.clone();
+            change(&mut other);
+            let error = image.check_host(&other).unwrap_err();
+            assert_eq!(error.exit(), Exit::Host);
+            (error.code(), error.to_string())
+        };
+        let (code, text) = change(|host| host.architecture = "aarch64".into());
+        assert_eq!(code, "E-HOST-ARCHITECTURE");
+        assert!(
+            text.contains("architecture x86_64, this one has aarch64"),
+            "{text}"
+        );
+        assert_eq!(change(|host| host.page_size = 65536).0, "E-HOST-PAGE-SIZE");
+        let (code, text) = change(|host| host.cpu_features.clear());
+        assert_eq!(code, "E-HOST-CPU");
+        assert!(text.contains("cpu.avx2 (pid 1 (sh))"), "{text}");
+        assert_eq!(change(|host| host.xsave_components = 5).0, "E-HOST-CPU");
     }
 
     #[test]

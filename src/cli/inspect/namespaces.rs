@@ -46,7 +46,7 @@ pub fn namespaces(reader: &Reader) -> Result<Vec<Namespace>> {
             .and_then(|file| file.strip_suffix(".json"));
         let Some(file) = file else { continue };
         let kind = file.split('-').next().unwrap_or(file);
-        let found = Namespace {
+        let mut found = Namespace {
             kind: kind.to_owned(),
             host: false,
             member: Some(member.to_owned()),
@@ -54,9 +54,12 @@ pub fn namespaces(reader: &Reader) -> Result<Vec<Namespace>> {
         };
         let listed = all
             .iter_mut()
-            .find(|one| one.kind == kind && one.member.is_none() && !one.host);
+            .find(|one| one.kind == kind && one.member.is_none());
         match listed {
-            Some(listed) => *listed = found,
+            Some(listed) => {
+                found.host = listed.host;
+                *listed = found;
+            }
             None => all.push(found),
         }
     }
@@ -83,10 +86,19 @@ fn of_mounts(mounts: Mounts) -> Vec<String> {
     let line = |mount: &Mount| {
         let what = match mounts.file_systems.get(mount.file_system as usize) {
             Some(FileSystem::Root) => "the root file system".to_owned(),
-            Some(FileSystem::External { key, host_path }) => match host_path {
-                Some(host_path) => format!("{} of the host, as {key}", path(host_path)),
-                None => format!("of the host, as {key}"),
-            },
+            Some(FileSystem::External { key, host_path }) => {
+                let point = path(&mount.point);
+                let host_path = host_path.as_ref().map(path).unwrap_or_default();
+                let from = match host_path.as_str() {
+                    "" => "of the host".to_owned(),
+                    host_path if host_path == point => "the same of the host".to_owned(),
+                    host_path => format!("{host_path} of the host"),
+                };
+                match *key == point {
+                    true => from,
+                    false => format!("{from}, named {key}"),
+                }
+            }
             Some(FileSystem::Device { major, minor }) => format!("device {major}:{minor}"),
             Some(FileSystem::New {
                 fs_type, contents, ..

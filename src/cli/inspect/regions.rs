@@ -14,7 +14,8 @@ pub struct Region {
     pub end: String,
     /// As in `/proc/PID/maps`.
     pub perms: String,
-    /// `anonymous`, `heap`, `stack`, `file`, `shared`, `memfd`, `system-v`, `vdso`.
+    /// `anonymous`, `heap`, `stack`, `file`, `shared`, `memfd`, `system-v`, `vdso`,
+    /// `vvar`.
     pub kind: &'static str,
     /// The file or name; empty where there is none.
     pub name: String,
@@ -99,7 +100,8 @@ fn what(area: &Area, memory: &Memory, objects: &Objects) -> (&'static str, Strin
             None => ("shared", String::new(), offset),
         },
         Backing::SystemV { id, offset } => ("system-v", format!("segment {id}"), offset),
-        Backing::Vdso => ("vdso", String::new(), 0),
+        Backing::Vdso if area.perms.contains('x') => ("vdso", String::new(), 0),
+        Backing::Vdso => ("vvar", String::new(), 0),
     }
 }
 

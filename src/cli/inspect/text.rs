@@ -248,7 +248,11 @@ fn namespaces(view: &View, out: &mut dyn Write) -> Result<()> {
         };
         for (number, line) in lines.iter().enumerate() {
             let title = if number == 0 { kind.as_str() } else { "" };
-            writeln!(out, "  {title:6} {}", printable(line))?;
+            let of_host = match namespace.host && !namespace.about.is_empty() {
+                true => "of the host; ",
+                false => "",
+            };
+            writeln!(out, "  {title:6} {of_host}{}", printable(line))?;
         }
     }
     Ok(())
@@ -314,7 +318,9 @@ fn regions(process: &ProcessView, out: &mut dyn Write) -> Result<()> {
             (kind, name) => format!("[{kind}] {name}"),
         };
         if !region.attributes.is_empty() {
-            what.push_str(&format!(" ({})", printable(&region.attributes.join(", "))));
+            let attributes = printable(&region.attributes.join(", "));
+            let space = if what.is_empty() { "" } else { " " };
+            what.push_str(&format!("{space}({attributes})"));
         }
         let stored = match region.amount.stored {
             0 => "-".to_owned(),
