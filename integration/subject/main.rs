@@ -6,10 +6,16 @@
 //! line `n: intact`. `subject list` prints the kinds.
 
 mod basic;
+mod mappings;
 mod memory;
+mod rights;
+mod signals;
 mod sleep;
-#[macro_use]
 mod sys;
+mod threads;
+mod timers;
+mod tree;
+mod worker;
 
 use std::error::Error;
 use std::fs;
@@ -30,7 +36,18 @@ type SetUp = fn() -> Result<Check, Box<dyn Error>>;
 
 /// All kinds, in the order of the tests.
 fn kinds() -> Vec<(&'static str, SetUp)> {
-    [basic::KINDS, sleep::KINDS, memory::KINDS].concat()
+    [
+        basic::KINDS,
+        sleep::KINDS,
+        memory::KINDS,
+        mappings::KINDS,
+        signals::KINDS,
+        timers::KINDS,
+        tree::KINDS,
+        threads::KINDS,
+        rights::KINDS,
+    ]
+    .concat()
 }
 
 /// Fails with a text, formatted as `format!` does, unless the condition holds.

@@ -62,6 +62,16 @@ impl Area {
         Self::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
     }
 
+    /// Anonymous memory exactly here, whatever was here before.
+    pub fn map_here(self, prot: i32, flags: i32) -> io::Result<Self> {
+        // SAFETY: the caller owns the addresses and has nothing there any more.
+        let start = unsafe { libc::mmap(self.pointer(), self.len, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(self)
+    }
+
     /// Its address for the kernel.
     pub fn pointer(self) -> *mut libc::c_void {
         self.start as *mut libc::c_void
@@ -100,6 +110,26 @@ impl Area {
         unsafe { (self.start as *mut u64).add(index).write_volatile(value) }
     }
 
+    /// Writes zeros to all of it.
+    pub fn clear(self) {
+        for index in 0..self.len / 8 {
+            self.set(index, 0);
+        }
+    }
+
+    /// Writes `mov eax, value; ret` to its beginning.
+    pub fn write_function_returning(self, value: u32) {
+        let value = u64::from(value);
+        self.set(0, 0xc3 << 40 | value << 8 | 0xb8);
+    }
+
+    /// Calls what [`Area::write_function_returning`] wrote.
+    pub fn call_function(self) -> u32 {
+        // SAFETY: the area holds that function, and callers made it executable.
+        let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(self.start) };
+        function()
+    }
+
     /// Fills it with what [`Area::check`] expects for the same `seed`.
     pub fn fill(self, seed: u64) {
         for index in 0..self.len / 8 {
@@ -136,4 +166,94 @@ pub fn word(seed: u64, index: usize) -> u64 {
     let mixed = (seed << 32 ^ index as u64).wrapping_add(1);
     let mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ mixed >> 29) | 1
+}
+
+/// What lies beside a thread's own data.
+pub mod thread_words {
+    unsafe extern "C" {
+        /// Where glibc put the rseq area, relative to the thread pointer.
+        static __rseq_offset: isize;
+    }
+
+    /// The number of the processor that this thread's rseq area shows.
+    pub fn rseq_cpu() -> u32 {
+        let thread_pointer: usize;
+        // SAFETY: on x86-64 the word at %fs:0 is the thread pointer; the rseq area at the
+        // offset that glibc tells is as long-lived as the thread; cpu_id is its second word.
+        unsafe {
+            std::arch::asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, readonly));
+            let area = thread_pointer.wrapping_add_signed(__rseq_offset) as *const u32;
+            area.add(1).read_volatile()
+        }
+    }
+}
+
+/// A seccomp filter that refuses one call.
+pub struct BpfFilter([libc::sock_filter; 4]);
+
+impl BpfFilter {
+    /// One that refuses the call `number` with `errno`.
+    pub fn refusing(number: i64, errno: i32) -> Self {
+        let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        let give = libc::BPF_RET | libc::BPF_K;
+        Self([
+            step(load, 0, 0, 0),
+            step(equal, 0, 1, number as u32),
+            step(give, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+            step(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ])
+    }
+
+    /// Puts it on this thread.
+    pub fn install(mut self) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: self.0.len() as u16,
+            filter: self.0.as_mut_ptr(),
+        };
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        call!(libc::syscall(libc::SYS_seccomp, mode, 0, &program)).map(drop)
+    }
+}
+
+/// Goes `depth` calls down, runs `inside` there, and on the way up looks whether every frame still
+/// holds what was put there.
+pub fn deep_stack(depth: u64, seed: u64, inside: &mut dyn FnMut()) -> Result<(), String> {
+    let mut frame = [0_u64; 256];
+    for (index, place) in frame.iter_mut().enumerate() {
+        *place = word(seed * 1000 + depth, index);
+    }
+    let frame = std::hint::black_box(&mut frame);
+    match depth {
+        0 => inside(),
+        _ => deep_stack(depth - 1, seed, inside)?,
+    }
+    let good = |(index, found): (usize, &u64)| *found == word(seed * 1000 + depth, index);
+    if frame.iter().enumerate().all(good) {
+        Ok(())
+    } else {
+        Err(format!("the frame at depth {depth} changed"))
+    }
+}
+
+/// Moves the break and returns where it was before.
+pub fn move_break(bytes: isize) -> io::Result<usize> {
+    // SAFETY: glibc's allocator copes with others that move the break.
+    let before = unsafe { libc::sbrk(bytes) } as usize;
+    if before == usize::MAX {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(before)
+}
+
+/// The value that came with a queued signal or a timer's.
+pub fn signal_value(info: &libc::siginfo_t) -> usize {
+    // SAFETY: a plain word at a fixed place; other kinds of signals hold something else there.
+    unsafe { info.si_value().sival_ptr as usize }
 }
