@@ -25,5 +25,6 @@ pub mod oci;
 pub mod proc;
 pub mod request;
 pub mod resource;
+pub mod restore;
 pub mod sys;
 pub mod tracee;

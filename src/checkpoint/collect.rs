@@ -6,6 +6,7 @@ use crate::image::files::Files;
 use crate::image::memory::{Memory, Objects};
 use crate::image::namespaces::Namespace;
 use crate::image::namespaces::mnt::Mounts;
+use crate::image::namespaces::net::Net;
 use crate::image::namespaces::time::Time;
 use crate::image::namespaces::uts::Uts;
 use crate::image::process::{Alive, Place, Process as Record, Terminal};
@@ -16,7 +17,7 @@ use crate::proc::read::Process;
 use crate::proc::status::Status;
 use crate::resource::files::{CaptureOptions, Capturer, Content, Subject};
 use crate::resource::memory::{self, Source};
-use crate::resource::namespaces::{self, mnt, time, uts};
+use crate::resource::namespaces::{self, mnt, net, time, uts};
 use crate::resource::sockets::{self, Outside};
 use crate::resource::{attributes, limits, seccomp, signals, threads, timers, tree};
 use crate::sys::ptrace::Queue;
@@ -62,6 +63,8 @@ pub struct Collected {
     pub namespaces: Vec<Namespace>,
     /// Host name.
     pub uts: Option<Uts>,
+    /// Network devices, addresses, routes.
+    pub net: Option<Net>,
     /// Clocks.
     pub time: Time,
     /// Mounts.
@@ -158,6 +161,15 @@ pub fn collect(
     } else {
         None
     };
+    let net = if is_own("net") {
+        Some(net::capture(
+            ns::open(init, ns::Kind::Net)?.as_fd(),
+            false,
+            refusals,
+        )?)
+    } else {
+        None
+    };
     Ok(Collected {
         processes,
         files: captured.files,
@@ -169,6 +181,7 @@ pub fn collect(
         seccomp: filters.finish(),
         namespaces,
         uts,
+        net,
         time,
         mounts,
         trees,

@@ -68,6 +68,9 @@ pub fn records(
     if let Some(uts) = &collected.uts {
         writer.record("namespaces/uts.json", uts)?;
     }
+    if let Some(net) = &collected.net {
+        writer.record("namespaces/net.json", net)?;
+    }
     if let Some(mounts) = &collected.mounts {
         writer.record("namespaces/mnt.json", mounts)?;
     }

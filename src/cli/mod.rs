@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod inspect;
 pub mod regions;
+pub mod restore;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Write a container into an image
     Checkpoint(checkpoint::Arguments),
+    /// Bring a container back from an image
+    Restore(restore::Arguments),
     /// Print the memory regions of a process in five segments
     Regions(regions::Arguments),
     /// Show what is in an image
@@ -33,12 +36,13 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr(arguments.verbose);
     let result = match arguments.command {
-        Command::Checkpoint(arguments) => checkpoint::run(arguments),
-        Command::Regions(arguments) => regions::run(arguments),
-        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Restore(arguments) => restore::run(arguments),
+        Command::Regions(arguments) => regions::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(arguments) => inspect::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("ocimig: {error}");
             ExitCode::from(error.exit() as u8)

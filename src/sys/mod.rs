@@ -7,6 +7,7 @@
 
 pub mod child;
 pub mod clone;
+pub mod descriptor;
 pub mod epoll;
 pub mod guard;
 pub mod handle;

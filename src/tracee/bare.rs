@@ -284,6 +284,59 @@ impl Bare {
         }
     }
 
+    /// Ends it with exit_group(2). Its parent is told, and can ask for the status.
+    pub fn exit(self, status: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        batch.push(calls::ExitGroup {
+            status: status.into(),
+        });
+        self.end(|leader, scratch| leader.start(scratch, &batch))
+    }
+
+    /// Ends it by a signal, whose handler is the default. A core dump is never made.
+    pub fn die(mut self, signal: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        let action = batch.words(&[0; 4]);
+        // SIGKILL has no handler to set.
+        batch.push_tolerant(calls::RtSigaction {
+            signal: signal.into(),
+            action: action.into(),
+            old: 0u64.into(),
+        });
+        let none = batch.words(&[0, 0]);
+        batch.push(calls::Prlimit {
+            pid: 0u64.into(),
+            resource: libc::RLIMIT_CORE.into(),
+            new: none.into(),
+            old: 0u64.into(),
+        });
+        self.run(&batch)?;
+        self.end(|leader, _| leader.cont_with(signal))
+    }
+
+    fn end(mut self, begin: impl FnOnce(&mut Stopped, &Scratch) -> Result<()>) -> Result<()> {
+        let host_pid = self.host_pid;
+        let leader = self
+            .threads
+            .first_mut()
+            .ok_or_else(|| Error::bug("a process without threads"))?;
+        begin(leader, &self.scratch)?;
+        loop {
+            match ptrace::wait(host_pid, true).map_err(gone(host_pid))? {
+                Some((_, Event::Gone(_))) | None => return Ok(()),
+                Some((_, Event::Signal(signal))) => {
+                    ptrace::cont(host_pid, signal).map_err(gone(host_pid))?;
+                }
+                Some(_) => ptrace::cont(host_pid, 0).map_err(gone(host_pid))?,
+            }
+        }
+    }
+
+    /// Batches end with this signal from now on: one that does not wait for any of its threads.
+    pub fn set_home_signal(&mut self, signal: i32) {
+        self.scratch.home_signal = signal;
+    }
+
     /// Moves the vdso to its final place; `start` is where its first part belongs.
     pub fn place_vdso(&mut self, start: u64) -> Result<()> {
         let mut batch = Batch::new();

@@ -97,6 +97,8 @@ calls! {
     Clone3 { arguments, size } = SYS_clone3(arguments, size) -> i32;
     /// exit(2): this thread ends.
     Exit { status } = SYS_exit(status) -> ();
+    /// exit_group(2): the process ends.
+    ExitGroup { status } = SYS_exit_group(status) -> ();
     /// wait4(2)
     Wait4 { pid, status, options } = SYS_wait4(pid, status, options, 0u64) -> i32;
     /// waitid(2)

@@ -193,10 +193,45 @@ impl Stopped {
     /// Runs a batch in `scratch` and brings back its answers; the first result that its entry does not
     /// allow is the error. Signals are masked meanwhile, but for the home signal.
     pub fn run(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Answers> {
-        let tid = self.host_tid;
         if batch.is_empty() {
             return Ok(Answers::new(batch, Vec::new()));
         }
+        let (entries, length) = self.load(scratch, batch)?;
+        let tid = self.host_tid;
+        let at_end = self.wait_for_home(scratch)?;
+        let done = (at_end.r12 - entries) as usize / (arch::ENTRY_WORDS * 8);
+        let mut bytes = vec![0; length];
+        scratch
+            .memory
+            .read_exact_at(&mut bytes, entries)
+            .doing(|| "reading the answers of a batch")?;
+        let answers = Answers::new(batch, bytes);
+        if done < batch.len() {
+            let errno = Errno::from_raw(-(answers.word(done) as i64) as i32);
+            return Err(Error::from(errno)
+                .doing(batch.describe(done, errno))
+                .doing(format!("in thread {tid}")));
+        }
+        Ok(answers)
+    }
+
+    /// Begins a batch from which there is no way back: its last call ends the thread.
+    fn start(&mut self, scratch: &Scratch, batch: &Batch) -> Result<()> {
+        self.load(scratch, batch)?;
+        self.cont_with(0)
+    }
+
+    /// Lets the thread go on with a signal, which would only wait if it were blocked.
+    fn cont_with(&mut self, signal: i32) -> Result<()> {
+        if signal != 0 {
+            ptrace::set_signal_mask(self.host_tid, 0).map_err(gone(self.host_tid))?;
+        }
+        ptrace::cont(self.host_tid, signal).map_err(gone(self.host_tid))
+    }
+
+    /// Puts a batch in place: where its entries are, and how many bytes they and their data take.
+    fn load(&mut self, scratch: &Scratch, batch: &Batch) -> Result<(u64, usize)> {
+        let tid = self.host_tid;
         if batch.size() as u64 > scratch.data_size {
             return Err(Error::bug(format!("a batch of {} bytes", batch.size())));
         }
@@ -219,21 +254,7 @@ impl Stopped {
         let entries = base + arch::HOME_SIZE as u64;
         let registers = arch::batch_registers(&self.own, scratch.code, entries, batch.len() as u64);
         ptrace::set_registers(tid, &registers).map_err(gone(tid))?;
-        let at_end = self.wait_for_home(scratch)?;
-        let done = (at_end.r12 - entries) as usize / (arch::ENTRY_WORDS * 8);
-        let mut bytes = vec![0; area.len() - arch::HOME_SIZE];
-        scratch
-            .memory
-            .read_exact_at(&mut bytes, entries)
-            .doing(|| "reading the answers of a batch")?;
-        let answers = Answers::new(batch, bytes);
-        if done < batch.len() {
-            let errno = Errno::from_raw(-(answers.word(done) as i64) as i32);
-            return Err(Error::from(errno)
-                .doing(batch.describe(done, errno))
-                .doing(format!("in thread {tid}")));
-        }
-        Ok(answers)
+        Ok((entries, area.len() - arch::HOME_SIZE))
     }
 
     /// Lets a batch run until it stops with the home signal at the end of the loop.

@@ -25,7 +25,7 @@ const SLAVE_MAJOR: u32 = 136;
 const MAX_INDEX: u32 = 4096;
 
 /// Number of the terminal that a device number stands for.
-fn index_of((major, minor): (u32, u32)) -> Option<u32> {
+pub(super) fn index_of((major, minor): (u32, u32)) -> Option<u32> {
     (SLAVE_MAJOR..SLAVE_MAJOR + 8)
         .contains(&major)
         .then(|| (major - SLAVE_MAJOR) * 256 + minor)
@@ -130,7 +130,7 @@ fn devpts(view: &View, found: &Found<'_>) -> Option<(u64, PathBytes)> {
     Some((device(number(mount.device)), path))
 }
 
-fn slave_path(devpts: &PathBytes, index: u32) -> Vec<u8> {
+pub(super) fn slave_path(devpts: &PathBytes, index: u32) -> Vec<u8> {
     [devpts.as_bytes(), format!("/{index}").as_bytes()].concat()
 }
 

@@ -13,6 +13,7 @@ use crate::image::files::{
 use crate::sys::owner;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,6 +74,7 @@ pub struct Rebuilder<'a> {
     given: HashMap<String, OwnedFd>,
     dead: Dead,
     masters: BTreeMap<u32, OwnedFd>,
+    terminals_made: bool,
 }
 
 impl<'a> Rebuilder<'a> {
@@ -87,6 +89,7 @@ impl<'a> Rebuilder<'a> {
             given: HashMap::new(),
             dead: Dead::default(),
             masters: BTreeMap::new(),
+            terminals_made: false,
         })
     }
 
@@ -118,7 +121,7 @@ impl<'a> Rebuilder<'a> {
             self.env.contents,
             &mut self.made,
         )?;
-        self.masters = pty::rebuild(self.files, &mut self.opener, &mut self.made)?;
+        self.terminals()?;
         for file in &self.files.open_files {
             if !self.made.contains_key(&file.id)
                 && let Some(fd) = self.one(file).doing(|| describe(file))?
@@ -127,6 +130,42 @@ impl<'a> Rebuilder<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Makes the terminals, once: a session's leader needs its own before its members are born, for
+    /// they inherit it.
+    pub fn terminals(&mut self) -> Result<()> {
+        if !self.terminals_made {
+            self.terminals_made = true;
+            self.masters = pty::rebuild(self.files, &mut self.opener, &mut self.made)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the terminal with this device number (major, minor), for reading and writing; `None` when
+    /// the image has no such terminal.
+    pub fn terminal(&self, device: (u32, u32)) -> Result<Option<OwnedFd>> {
+        let Some(pty) = self
+            .files
+            .ptys
+            .iter()
+            .find(|pty| pty::index_of(device) == Some(pty.index))
+        else {
+            return Ok(None);
+        };
+        let node = pty::slave_path(&pty.devpts, pty.index);
+        let flags = open_flags(libc::O_RDWR);
+        let fd = self
+            .opener
+            .view()
+            .open(&node, flags, Mode::empty())
+            .doing(|| format!("opening terminal {}/{}", pty.devpts, pty.index))?;
+        Ok(Some(fd))
+    }
+
+    /// Says which processes and threads there are: number in the container to number on this host.
+    pub fn set_processes(&mut self, processes: BTreeMap<i32, i32>) {
+        self.env.processes = processes;
     }
 
     /// Adds an open file that was made elsewhere: a socket.

@@ -1,0 +1,645 @@
+//! The story of a restore, in order.
+//!
+//! ```text
+//! image → records → can this host do it? → root file system → namespaces → the first process
+//!       → mounts → births, memory, threads → open files, sockets → everything else of each process
+//!       → POINT OF NO RETURN → let all of them go
+//! ```
+//!
+//! Before that point any failure removes every process, mount and directory that was made: processes die
+//! with this one (PTRACE_O_EXITKILL), namespaces and mounts with the last descriptor of them.
+
+mod birth;
+mod read;
+mod root;
+
+use crate::error::{Context, Error, Exit, Result};
+use crate::image::PathBytes;
+use crate::image::archive::Reader;
+use crate::image::memory::Memory;
+use crate::image::namespaces::mnt::Mount;
+use crate::proc::read::Process;
+use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Watcher};
+use crate::resource::files::{Contents, Env, Rebuilder};
+use crate::resource::memory::build;
+use crate::resource::memory::fill::Pages;
+use crate::resource::namespaces::{mnt, net, time, uts};
+use crate::resource::{sockets, tree};
+use crate::sys::ns::{self, Kind};
+use crate::sys::{clone, descriptor, pidfd};
+use crate::tracee::bare::{self, Bare, Vdso, Zone};
+use crate::tracee::batch::{Batch, RemoteFd};
+use crate::tracee::calls;
+use birth::{Materials, Nursery, Places};
+use read::Records;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The image's bulk data, for the rooms that name it by member.
+struct Members<'a>(&'a Reader);
+
+impl Contents for Members<'_> {
+    fn open(&self, member: &str) -> Result<Box<dyn Read + '_>> {
+        Ok(Box::new(self.0.read(member)?))
+    }
+}
+
+/// Brings a container back.
+pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
+    let begun = Instant::now();
+    let image = Reader::open(request.image())?;
+    let records = Records::read(&image)?;
+    records.check(&image)?;
+    let steps = tree::births(
+        &members(&records),
+        &thread_numbers(&records),
+        &|parent, child| inherits(&records, parent, child),
+    )?;
+    let id = request
+        .options()
+        .id
+        .clone()
+        .unwrap_or_else(|| image.header().container.id.clone());
+    if request.options().dry_run {
+        return Ok(Restored {
+            host_pid: 0,
+            init: None,
+            id,
+            report: RestoreReport::default(),
+        });
+    }
+    watcher.notify(Stage::PreRestore, &Facts::default())?;
+    raise_descriptor_limit();
+    let prepared = root::Prepared::new(request.place(), &image, &records)?;
+    let mut work = Work {
+        request,
+        image: &image,
+        records: &records,
+        steps: &steps,
+        prepared: &prepared,
+        watcher,
+    };
+    let mut report = RestoreReport {
+        processes: records.processes.len(),
+        ..RestoreReport::default()
+    };
+    let (host_pid, init) = work.build(&mut report)?;
+    prepared.keep();
+    report.restoring = begun.elapsed();
+    Ok(Restored {
+        host_pid,
+        init: Some(init),
+        id,
+        report,
+    })
+}
+
+fn members(records: &Records) -> Vec<crate::image::tree::Member> {
+    records
+        .processes
+        .iter()
+        .map(|process| process.member.clone())
+        .collect()
+}
+
+fn thread_numbers(records: &Records) -> BTreeSet<i32> {
+    records
+        .alive()
+        .flat_map(|(_, alive)| alive.threads.iter().skip(1))
+        .map(|thread| thread.tid)
+        .collect()
+}
+
+/// Whether a child shares enough pages with its parent that it is worth being born after those are
+/// there: a fork then copies the parent's page tables, which the child would otherwise not need.
+fn inherits(records: &Records, parent: i32, child: i32) -> bool {
+    const ENOUGH: u64 = 16;
+    let memory = |pid: i32| -> Option<&Memory> {
+        records
+            .alive()
+            .find(|(process, _)| process.member.pid == pid)
+            .map(|(_, alive)| &alive.memory)
+    };
+    let (Some(parent), Some(child)) = (memory(parent), memory(child)) else {
+        return false;
+    };
+    let mut shared = 0;
+    let mut known = parent.pages.iter().peekable();
+    for run in &child.pages {
+        while known.next_if(|other| other.end() <= run.start).is_some() {}
+        let same = known.peek().is_some_and(|other| {
+            let there = other
+                .index
+                .wrapping_add(run.start.wrapping_sub(other.start) / 4096);
+            other.start <= run.start && there == run.index
+        });
+        if same {
+            shared += run.pages;
+        }
+    }
+    shared >= ENOUGH
+}
+
+/// Every open file of the container is one here, for a moment.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+struct Work<'a, 'w> {
+    request: &'a Restore,
+    image: &'a Reader,
+    records: &'a Records,
+    steps: &'a [tree::Step],
+    prepared: &'a root::Prepared,
+    watcher: &'w mut dyn Watcher,
+}
+
+/// New namespaces, held by descriptors.
+#[derive(Default)]
+struct Namespaces {
+    net: Option<OwnedFd>,
+    ipc: Option<OwnedFd>,
+    uts: Option<OwnedFd>,
+    time: Option<OwnedFd>,
+    cgroup: Option<OwnedFd>,
+}
+
+impl Work<'_, '_> {
+    fn build(&mut self, report: &mut RestoreReport) -> Result<(i32, OwnedFd)> {
+        let records = self.records;
+        let mut namespaces = self.namespaces()?;
+        let (mut init, conductor) = self.first_process()?;
+        let host_pid = init.host_pid;
+        let built = (|| {
+            let init_fd = pidfd::open(host_pid)?;
+            let proc = self.enter(&mut init, &mut namespaces, conductor, init_fd.as_fd())?;
+            let facts = Facts {
+                pid: Some(host_pid),
+                master: None,
+            };
+            self.watcher.notify(Stage::SetupNamespaces, &facts)?;
+            let mount_namespace = self.mounts(&namespaces, proc)?;
+            let mount_namespace = match mount_namespace {
+                Some(made) => {
+                    join(&mut init, conductor, &made)?;
+                    made
+                }
+                None => ns::open_own(Kind::Mnt)?,
+            };
+            self.watcher
+                .notify(Stage::PostSetupNamespaces, &Facts::default())?;
+            let mut nursery = Nursery::new(records, init, conductor)?;
+            let result = self.populate(&mut nursery, &namespaces, &mount_namespace, report);
+            if let Err(error) = result {
+                nursery.abandon();
+                return Err(error);
+            }
+            self.watcher.notify(Stage::PostRestore, &facts)?;
+            self.watcher
+                .notify(Stage::NetworkUnlock, &Facts::default())?;
+            if let Err(error) = self.watcher.notify(Stage::PreResume, &Facts::default()) {
+                tracing::warn!("{error}");
+            }
+            nursery.release()?;
+            if let Err(error) = self.watcher.notify(Stage::PostResume, &Facts::default()) {
+                tracing::warn!("{error}");
+            }
+            Ok(init_fd)
+        })();
+        match built {
+            Ok(init_fd) => Ok((host_pid, init_fd)),
+            Err(error) => {
+                kill_all(host_pid);
+                Err(error)
+            }
+        }
+    }
+
+    /// Namespaces that can be made before anybody is in them.
+    fn namespaces(&self) -> Result<Namespaces> {
+        let records = self.records;
+        let mut made = Namespaces::default();
+        if records.has_own("net") {
+            made.net = Some(ns::fresh_with(Kind::Net, || match &records.net {
+                Some(record) => net::rebuild(record),
+                None => net::lo_up(),
+            })?);
+        }
+        if records.has_own("ipc") {
+            made.ipc = Some(ns::fresh(Kind::Ipc)?);
+        }
+        if let Some(record) = &records.uts {
+            made.uts = Some(ns::fresh_with(Kind::Uts, || uts::rebuild(record))?);
+        }
+        made.time = Some(time::new_time_namespace(&time::offsets(&records.time)?)?);
+        Ok(made)
+    }
+
+    /// The first process, with a descriptor that stands for this one and nothing else.
+    fn first_process(&self) -> Result<(Bare, RemoteFd)> {
+        let highest = self
+            .records
+            .files
+            .tables
+            .values()
+            .filter_map(|table| table.last())
+            .map(|descriptor| descriptor.fd)
+            .max()
+            .unwrap_or(2);
+        let own = pidfd::open(std::process::id().cast_signed())?;
+        let lowest = highest.saturating_add(1).max(3);
+        let conductor = descriptor::duplicate_above(own.as_fd(), lowest)
+            .doing(|| format!("reserving descriptor {lowest} or above"))?;
+        let number = conductor.as_raw_fd();
+        let mut flags = libc::CLONE_NEWPID;
+        if self.request.options().sibling {
+            flags |= libc::CLONE_PARENT;
+        }
+        let zone = zone(self.records)?;
+        let mut init = bare::spawn(flags as u64, 1, zone, &own_vdso()?, clone::own_rseq())?;
+        let mut batch = Batch::new();
+        if number > 0 {
+            batch.push(calls::CloseRange {
+                first: 0u64.into(),
+                last: (number - 1).into(),
+                flags: 0u64.into(),
+            });
+        }
+        batch.push(calls::CloseRange {
+            first: (number + 1).into(),
+            last: u64::from(u32::MAX).into(),
+            flags: 0u64.into(),
+        });
+        init.run(&batch)?;
+        drop(conductor);
+        Ok((init, RemoteFd(number)))
+    }
+
+    /// Puts the first process into the namespaces; a mount of proc for its PID namespace comes back.
+    fn enter(
+        &self,
+        init: &mut Bare,
+        namespaces: &mut Namespaces,
+        conductor: RemoteFd,
+        init_fd: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<Option<OwnedFd>> {
+        for namespace in [
+            &namespaces.time,
+            &namespaces.net,
+            &namespaces.ipc,
+            &namespaces.uts,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            join(init, conductor, namespace)?;
+        }
+        if self.records.has_own("cgroup") {
+            let mut batch = Batch::new();
+            batch.push(calls::Unshare {
+                flags: libc::CLONE_NEWCGROUP.into(),
+            });
+            init.run(&batch)?;
+            namespaces.cgroup = Some(ns::open(init.host_pid, Kind::Cgroup)?);
+        }
+        if self.records.mounts.is_none() {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        let name = batch.string(b"proc");
+        let context = batch.push(calls::Fsopen {
+            name: name.into(),
+            flags: 0u64.into(),
+        });
+        batch.push(calls::Fsconfig {
+            fd: context.into(),
+            command: libc::FSCONFIG_CMD_CREATE.into(),
+            key: 0u64.into(),
+            value: 0u64.into(),
+            aux: 0u64.into(),
+        });
+        let mounted = batch.push(calls::Fsmount {
+            fd: context.into(),
+            flags: 0u64.into(),
+            attributes: 0u64.into(),
+        });
+        let answers = init.run(&batch).doing(|| "mounting proc")?;
+        let fetched = pidfd::getfd(init_fd, answers.get(mounted).0)?;
+        let mut batch = Batch::new();
+        for fd in [answers.get(context), answers.get(mounted)] {
+            batch.push(calls::Close { fd: fd.into() });
+        }
+        init.run(&batch)?;
+        Ok(Some(fetched))
+    }
+
+    fn mounts(&self, namespaces: &Namespaces, proc: Option<OwnedFd>) -> Result<Option<OwnedFd>> {
+        let Some(record) = &self.records.mounts else {
+            return Ok(None);
+        };
+        let binds = self.records.config.as_ref().map(bind_sources);
+        let options = self.request.options();
+        let is_bundle = matches!(self.request.place(), Place::Bundle { .. });
+        let external = |mount: &Mount, key: &str, host_path: Option<&PathBytes>| {
+            let given = options
+                .external_mounts
+                .iter()
+                .find(|one| one.name == key)
+                .map(|one| one.source.clone());
+            let from_spec = || binds.as_ref()?.get(mount.point.as_bytes()).cloned();
+            let same_place = || {
+                let allowed = is_bundle || options.external_mounts_auto;
+                host_path
+                    .filter(|_| allowed)
+                    .map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path.as_bytes())))
+            };
+            given.or_else(from_spec).or_else(same_place).ok_or_else(|| {
+                Error::coded(
+                    "E-EXTERNAL-MOUNT",
+                    Exit::Usage,
+                    format!("nothing was given for the external mount {key}"),
+                    format!("name a directory or file for it: --external mnt[{key}]:PATH"),
+                )
+            })
+        };
+        let image = self.image;
+        let env = mnt::Env {
+            root: self.prepared.root(),
+            external: &external,
+            proc,
+            net: namespaces.net.as_ref().map(AsFd::as_fd),
+            ipc: namespaces.ipc.as_ref().map(AsFd::as_fd),
+            cgroup: namespaces.cgroup.as_ref().map(AsFd::as_fd),
+            cgroup_directory: &own_cgroup,
+            content: &|pieces| Box::new(image.read_pieces(pieces)),
+        };
+        mnt::rebuild(record, &env)
+            .map(Some)
+            .doing(|| "building the mounts")
+    }
+
+    /// Everybody and everything.
+    fn populate(
+        &mut self,
+        nursery: &mut Nursery<'_>,
+        namespaces: &Namespaces,
+        mount_namespace: &OwnedFd,
+        report: &mut RestoreReport,
+    ) -> Result<()> {
+        let records = self.records;
+        let image = self.image;
+        let contents = Members(image);
+        let chunks = |object: &str, number: u64| image.piece(&format!("memory/{object}"), number);
+        let pages = Pages::new(&chunks);
+        let shared = build::make_shared(&records.memory, &records.files, &pages)?;
+        let memory_files = shared
+            .iter()
+            .map(|(inode, fd)| Ok((*inode, fd.try_clone()?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let options = self.request.options();
+        let external = options
+            .inherit
+            .iter()
+            .map(|one| Ok((one.key.clone(), one.fd.try_clone()?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let mut streams = [None, None, None];
+        for (stream, given) in streams.iter_mut().zip(&options.streams) {
+            *stream = given.as_ref().map(OwnedFd::try_clone).transpose()?;
+        }
+        let env = Env {
+            mount_namespace: mount_namespace.as_fd(),
+            processes: BTreeMap::new(),
+            external,
+            streams,
+            memory: memory_files,
+            contents: &contents,
+            strict: !options.lenient_files,
+        };
+        let mut files = Rebuilder::new(&records.files, env)?;
+        files.terminals()?;
+        let opened = build::open(
+            records.alive().map(|(_, alive)| &alive.memory),
+            &records.memory,
+            &shared,
+            files.opener(),
+        )?;
+        let materials = Materials {
+            opened: &opened,
+            pages: &pages,
+        };
+        let forking = Instant::now();
+        for step in self.steps {
+            nursery.step(*step, &materials, &files, &mut |pid| {
+                Err(Error::coded(
+                    "E-JOINED",
+                    Exit::Refused,
+                    format!("process {pid} was put into the container from outside"),
+                    "end it before the checkpoint",
+                ))
+            })?;
+        }
+        nursery.threads()?;
+        report.forking = forking.elapsed();
+        nursery.foreground(&files)?;
+        files.set_processes(nursery.numbers());
+        files.build()?;
+        self.sockets(&mut files, namespaces, nursery)?;
+        let mut places = BTreeMap::new();
+        for (process, alive) in records.alive() {
+            let mut open = |reference: &Option<crate::image::files::FileReference>, flags| {
+                reference
+                    .as_ref()
+                    .map(|reference| files.opener().open(reference, flags))
+                    .transpose()
+            };
+            places.insert(
+                process.member.pid,
+                Places {
+                    exe: open(&alive.memory.program.exe, libc::O_RDONLY)?,
+                    cwd: open(&alive.place.cwd, libc::O_PATH)?,
+                    root: open(&alive.place.root, libc::O_PATH)?,
+                },
+            );
+        }
+        let rebuilt = files.finish()?;
+        for file in &records.files.memory_files {
+            if let Some(fd) = shared.get(&file.inode) {
+                crate::resource::files::seal_memory_file(file, fd.as_fd())?;
+            }
+        }
+        for master in rebuilt.masters.values() {
+            let facts = Facts {
+                pid: None,
+                master: Some(master.as_fd()),
+            };
+            self.watcher.notify(Stage::OrphanPtsMaster, &facts)?;
+        }
+        nursery.zombies()?;
+        nursery.finish(records, &rebuilt, &places)
+    }
+
+    fn sockets(
+        &self,
+        files: &mut Rebuilder<'_>,
+        namespaces: &Namespaces,
+        nursery: &Nursery<'_>,
+    ) -> Result<()> {
+        let record = &self.records.sockets;
+        let net = match &namespaces.net {
+            Some(net) => net.try_clone()?,
+            None => ns::open_own(Kind::Net)?,
+        };
+        let root = files.opener().view().root().try_clone_to_owned()?;
+        let target = sockets::Target {
+            net: net.as_fd(),
+            root: root.as_fd(),
+        };
+        let rebuilt = sockets::rebuild(target, record)?;
+        let numbers = nursery.numbers();
+        let ids: Vec<crate::image::files::FileId> = self
+            .records
+            .files
+            .open_files
+            .iter()
+            .map(|file| file.id)
+            .collect();
+        let made: BTreeMap<u64, OwnedFd> = ids
+            .iter()
+            .filter_map(|id| Some((u64::from(id.0), files.get(*id)?)))
+            .map(|(id, fd)| Ok((id, fd.try_clone_to_owned()?)))
+            .collect::<Result<_>>()?;
+        let borrowed = made.iter().map(|(id, fd)| (*id, fd.as_fd())).collect();
+        let finished =
+            rebuilt.finish(target, record, &borrowed, &|pid| numbers.get(&pid).copied())?;
+        for (id, fd) in finished {
+            if let Ok(id) = u32::try_from(id) {
+                files.insert(crate::image::files::FileId(id), fd);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Enters a namespace, a descriptor of the conductor's.
+fn join(bare: &mut Bare, conductor: RemoteFd, namespace: &OwnedFd) -> Result<()> {
+    let mut batch = Batch::new();
+    let fd = batch.push(calls::PidfdGetfd {
+        pidfd: conductor.into(),
+        fd: namespace.as_raw_fd().into(),
+    });
+    batch.push(calls::Setns {
+        fd: fd.into(),
+        kind: 0u64.into(),
+    });
+    batch.push(calls::Close { fd: fd.into() });
+    bare.run(&batch).doing(|| "entering a namespace").map(drop)
+}
+
+/// Destinations of the spec's bind mounts, and where they come from.
+fn bind_sources(config: &serde_json::Value) -> BTreeMap<Vec<u8>, PathBuf> {
+    let mounts = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
+    mounts
+        .iter()
+        .filter_map(|mount| {
+            let source = mount["source"].as_str()?;
+            let destination = mount["destination"].as_str()?;
+            source
+                .starts_with('/')
+                .then(|| (destination.as_bytes().to_vec(), source.into()))
+        })
+        .collect()
+}
+
+/// Where this process's own cgroup is in a hierarchy: the container is born there.
+fn own_cgroup(controllers: &[String]) -> Result<PathBuf> {
+    let hierarchies = crate::resource::cgroup::Hierarchies::of_this_host()?;
+    let wanted = controllers.join(",");
+    let own = Process::new(std::process::id().cast_signed()).cgroup()?;
+    hierarchies
+        .0
+        .iter()
+        .find(|hierarchy| hierarchy.name() == wanted)
+        .and_then(|hierarchy| {
+            let membership = own.iter().find(|one| {
+                if wanted.is_empty() {
+                    one.is_v2()
+                } else {
+                    controllers.iter().all(|controller| one.has(controller))
+                }
+            })?;
+            hierarchy.directory(&String::from_utf8_lossy(&membership.path))
+        })
+        .ok_or_else(|| {
+            Error::coded(
+                "E-CGROUP-HIERARCHY",
+                Exit::Host,
+                format!("this host has no cgroup hierarchy with the controllers {wanted:?}"),
+                "mount it, or restore on a host that has it",
+            )
+        })
+}
+
+/// The parts of this process's own vdso.
+fn own_vdso() -> Result<Vdso> {
+    let areas = Process::new(std::process::id().cast_signed()).maps()?;
+    let parts: Vec<(u64, u64)> = areas
+        .iter()
+        .filter(|area| area.path.starts_with(b"[vvar") || area.path == b"[vdso]")
+        .map(|area| (area.start, area.end))
+        .collect();
+    let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+        return Err(Error::coded(
+            "E-HOST-VDSO",
+            Exit::Host,
+            "this process has no vdso",
+            "boot without vdso=0",
+        ));
+    };
+    Ok(Vdso {
+        start: first.0,
+        parts: parts
+            .iter()
+            .map(|(start, end)| (start - first.0, end - start))
+            .collect(),
+        code: last.0 - first.0,
+    })
+}
+
+/// A hole that neither the image's processes nor this one use.
+fn zone(records: &Records) -> Result<Zone> {
+    const LOWEST: u64 = 0x10_0000;
+    const GAP: u64 = 2 << 20;
+    let own = Process::new(std::process::id().cast_signed()).maps()?;
+    let mut used: Vec<(u64, u64)> = own.iter().map(|area| (area.start, area.end)).collect();
+    for (_, alive) in records.alive() {
+        used.extend(alive.memory.areas.iter().map(|area| (area.start, area.end)));
+        // Room for the heap to be where it will grow.
+        used.push((alive.memory.program.start_brk, alive.memory.program.brk));
+    }
+    used.sort_unstable();
+    let mut from = LOWEST;
+    for (start, end) in used {
+        if start > from && start - from >= Zone::SIZE + 2 * GAP {
+            return Ok(Zone { start: from + GAP });
+        }
+        from = from.max(end.next_multiple_of(GAP));
+    }
+    Ok(Zone { start: from + GAP })
+}
+
+/// Kills everybody in the PID namespace of a process of ours that was not finished, and waits.
+fn kill_all(host_pid: i32) {
+    if let Ok(fd) = pidfd::open(host_pid) {
+        let _ = pidfd::send_signal(fd.as_fd(), libc::SIGKILL);
+    }
+    while let Ok(Some(_)) = crate::sys::ptrace::wait(-1, true) {}
+}

@@ -1,0 +1,161 @@
+//! The records of an image, and whether this host can bring them back.
+
+use crate::error::{Error, Exit, Refusals, Result};
+use crate::image::archive::Reader;
+use crate::image::files::Files;
+use crate::image::memory::Objects;
+use crate::image::namespaces::Namespace;
+use crate::image::namespaces::mnt::Mounts;
+use crate::image::namespaces::net::Net;
+use crate::image::namespaces::time::Time;
+use crate::image::namespaces::uts::Uts;
+use crate::image::process::{Alive, Process};
+use crate::image::seccomp::Filter;
+use crate::image::sockets::Sockets;
+use crate::resource::{limits, threads};
+
+/// Everything but the bulk data.
+#[derive(Debug)]
+pub struct Records {
+    /// The container's spec as it ran.
+    pub config: Option<serde_json::Value>,
+    /// Ascending by number.
+    pub processes: Vec<Process>,
+    /// Descriptors and open files.
+    pub files: Files,
+    /// Sockets.
+    pub sockets: Sockets,
+    /// What address spaces share.
+    pub memory: Objects,
+    /// Seccomp filters.
+    pub seccomp: Vec<Filter>,
+    /// Which namespaces there were.
+    pub namespaces: Vec<Namespace>,
+    /// Clocks.
+    pub time: Time,
+    /// Host name.
+    pub uts: Option<Uts>,
+    /// Network devices, addresses, routes.
+    pub net: Option<Net>,
+    /// Mounts.
+    pub mounts: Option<Mounts>,
+}
+
+impl Records {
+    /// Reads all of them.
+    pub fn read(image: &Reader) -> Result<Self> {
+        let mut processes: Vec<Process> = image
+            .names()
+            .filter(|name| name.starts_with("processes/"))
+            .map(|name| image.record(name))
+            .collect::<Result<_>>()?;
+        processes.sort_by_key(|process| process.member.pid);
+        let present = |name: &str| image.has(name);
+        Ok(Self {
+            config: match present("config.json") {
+                true => Some(image.record("config.json")?),
+                false => None,
+            },
+            processes,
+            files: image.record("objects/files.json")?,
+            sockets: image.record("objects/sockets.json")?,
+            memory: image.record("objects/memory.json")?,
+            seccomp: image.record("objects/seccomp.json")?,
+            namespaces: image.record("namespaces/list.json")?,
+            time: image.record("namespaces/time.json")?,
+            uts: match present("namespaces/uts.json") {
+                true => Some(image.record("namespaces/uts.json")?),
+                false => None,
+            },
+            net: match present("namespaces/net.json") {
+                true => Some(image.record("namespaces/net.json")?),
+                false => None,
+            },
+            mounts: match present("namespaces/mnt.json") {
+                true => Some(image.record("namespaces/mnt.json")?),
+                false => None,
+            },
+        })
+    }
+
+    /// Those that have not ended.
+    pub fn alive(&self) -> impl Iterator<Item = (&Process, &Alive)> {
+        self.processes
+            .iter()
+            .filter_map(|process| Some((process, process.alive.as_ref()?)))
+    }
+
+    /// Whether the container had a namespace of that kind of its own.
+    pub fn has_own(&self, kind: &str) -> bool {
+        self.namespaces
+            .iter()
+            .any(|one| one.kind == kind && !one.host)
+    }
+
+    /// What of this host is not as the image needs it, all at once.
+    pub fn check(&self, image: &Reader) -> Result<()> {
+        let mut refusals = Refusals::new();
+        let header = image.header();
+        let here = nix::sys::utsname::uname()?;
+        let architecture = here.machine().to_string_lossy();
+        if header.host.architecture != architecture {
+            return Err(Error::coded(
+                "E-ARCHITECTURE",
+                Exit::Host,
+                format!(
+                    "the image was taken on {}, this host is {architecture}",
+                    header.host.architecture
+                ),
+                "restore it on a host of the same architecture",
+            ));
+        }
+        if !self
+            .processes
+            .iter()
+            .any(|process| process.member.pid == 1 && process.alive.is_some())
+        {
+            return Err(Error::coded(
+                "E-IMAGE-INIT",
+                Exit::Image,
+                "the image has no first process",
+                "the image is damaged",
+            ));
+        }
+        let own_vdso = own_vdso_digest()?;
+        let may_raise = caps::has_cap(
+            None,
+            caps::CapSet::Effective,
+            caps::Capability::CAP_SYS_RESOURCE,
+        )
+        .unwrap_or(false);
+        for (process, alive) in self.alive() {
+            let who = format!("pid {} ({})", process.member.pid, process.comm);
+            limits::check(&alive.limits, may_raise, &who, &mut refusals)?;
+            for thread in &alive.threads {
+                threads::check_components(&thread.extended, &who, &mut refusals);
+            }
+            match &alive.memory.vdso {
+                Some(vdso) if vdso.digest == own_vdso => {}
+                _ => refusals.add(
+                    "E-VDSO",
+                    who,
+                    "the kernel here has another vdso, at whose functions this process may stand or point",
+                    "restore it under the kernel it was taken under (see the image's header)",
+                ),
+            }
+        }
+        refusals.into_result()
+    }
+}
+
+/// The digest of this process's own vdso code.
+fn own_vdso_digest() -> Result<String> {
+    let own = std::process::id().cast_signed();
+    let areas = crate::proc::read::Process::new(own).maps()?;
+    let Some(area) = areas.iter().find(|area| area.path == b"[vdso]") else {
+        return Ok(String::new());
+    };
+    let mut code = vec![0; area.size() as usize];
+    let read = crate::sys::remote::read(own, area.start, &mut code)?;
+    Ok(blake3::hash(&code[..read]).to_hex().to_string())
+}
