@@ -15,6 +15,7 @@ pub mod stop;
 mod write;
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
+use crate::fault;
 use crate::image::archive::{Output as ArchiveOutput, Writer};
 use crate::image::header::Container as Identity;
 use crate::proc::read::Process;
@@ -45,6 +46,7 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
         }
     };
     require_init(init)?;
+    fault::point("found")?;
     let options = request.options();
     let config = read_config(request)?;
     let cgroups = Cgroups::of_container(init, &known_cgroups(request), &[])?;
@@ -53,15 +55,18 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
         Some(freezer) => Some(Guard::start(freezer.undo()?)?),
         None => None,
     };
+    fault::point("guarded")?;
     watcher.notify(Stage::PreDump, &Facts::default())?;
     let begun = Instant::now();
     watcher.progress(progress(Phase::Freezing));
     if let Some(freezer) = &mut freezer {
         freezer.freeze(options.freeze_timeout)?;
     }
+    fault::point("frozen")?;
     let mut refusals = Refusals::new();
     let mut container = stop::hold(init, freezer.as_mut(), &mut refusals)?;
     let freezing = begun.elapsed();
+    fault::point("thawed-into-trap")?;
     watcher.notify(Stage::NetworkLock, &Facts::default())?;
     watcher.notify(Stage::QueryExtFiles, &Facts::default())?;
     let mut external = options.external.clone();
@@ -69,8 +74,10 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
     watcher.progress(progress(Phase::Collecting));
     let collect_options = collect_options(request, &external, &cgroups, config.as_ref())?;
     let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
+    fault::point("collected")?;
     let root = root_layer(init, options.rootfs, &mut refusals)?;
     refusals.into_result()?;
+    fault::point("refused-check")?;
     let mut report = CheckpointReport {
         processes: collected.processes.len(),
         freezing,
@@ -88,9 +95,11 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
             watcher,
         )?;
     }
+    fault::point("renamed")?;
     watcher.notify(Stage::PostDump, &Facts::default())?;
     end(request, container, freezer, collected, watcher)?;
     report.frozen = begun.elapsed();
+    fault::point("released")?;
     if let Some(guard) = guard {
         guard.end()?;
     }
@@ -322,7 +331,9 @@ fn write_image(
         }
     }
     refusals.into_result()?;
+    fault::point("metadata-written")?;
     write::pages(&mut writer, collected, watcher)?;
+    fault::point("pages-written")?;
     watcher.progress(progress(Phase::Syncing));
     Ok(writer.finish()?.bytes)
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub const VARIABLE: &str = "OCIMIG_FAULT";
 
 /// The points of a checkpoint, in the order in which they are passed.
-pub const CHECKPOINT_POINTS: [&str; 13] = [
+pub const CHECKPOINT_POINTS: [&str; 12] = [
     "found",
     "guarded",
     "seized",
@@ -26,7 +26,6 @@ pub const CHECKPOINT_POINTS: [&str; 13] = [
     "metadata-written",
     "pages-half",
     "pages-written",
-    "synced",
     "renamed",
     "released",
 ];

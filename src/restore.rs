@@ -14,6 +14,7 @@ mod read;
 mod root;
 
 use crate::error::{Context, Error, Exit, Result};
+use crate::fault;
 use crate::image::PathBytes;
 use crate::image::archive::Reader;
 use crate::image::memory::Memory;
@@ -23,7 +24,7 @@ use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Watc
 use crate::resource::files::{Contents, Env, Rebuilder};
 use crate::resource::memory::build;
 use crate::resource::memory::fill::Pages;
-use crate::resource::namespaces::{mnt, net, time, uts};
+use crate::resource::namespaces::{ipc, mnt, net, time, uts};
 use crate::resource::{sockets, tree};
 use crate::sys::ns::{self, Kind};
 use crate::sys::{clone, descriptor, pidfd};
@@ -53,6 +54,7 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
     let begun = Instant::now();
     let image = Reader::open(request.image())?;
     let records = Records::read(&image)?;
+    fault::point("opened")?;
     records.check(&image)?;
     let steps = tree::births(
         &members(&records),
@@ -72,6 +74,7 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
             report: RestoreReport::default(),
         });
     }
+    fault::point("planned")?;
     watcher.notify(Stage::PreRestore, &Facts::default())?;
     raise_descriptor_limit();
     let prepared = root::Prepared::new(request.place(), &image, &records)?;
@@ -176,8 +179,13 @@ struct Namespaces {
 impl Work<'_, '_> {
     fn build(&mut self, report: &mut RestoreReport) -> Result<(i32, OwnedFd)> {
         let records = self.records;
-        let mut namespaces = self.namespaces()?;
+        let image = self.image;
+        let chunks = |object: &str, number: u64| image.piece(&format!("memory/{object}"), number);
+        let pages = Pages::new(&chunks);
+        let mut namespaces = self.namespaces(&pages)?;
+        fault::point("namespaces-made")?;
         let (mut init, conductor) = self.first_process()?;
+        fault::point("init-born")?;
         let host_pid = init.host_pid;
         let built = (|| {
             let init_fd = pidfd::open(host_pid)?;
@@ -195,10 +203,11 @@ impl Work<'_, '_> {
                 }
                 None => ns::open_own(Kind::Mnt)?,
             };
+            fault::point("mounts-made")?;
             self.watcher
                 .notify(Stage::PostSetupNamespaces, &Facts::default())?;
             let mut nursery = Nursery::new(records, init, conductor)?;
-            let result = self.populate(&mut nursery, &namespaces, &mount_namespace, report);
+            let result = self.populate(&mut nursery, &namespaces, &mount_namespace, &pages, report);
             if let Err(error) = result {
                 nursery.abandon();
                 return Err(error);
@@ -209,7 +218,9 @@ impl Work<'_, '_> {
             if let Err(error) = self.watcher.notify(Stage::PreResume, &Facts::default()) {
                 tracing::warn!("{error}");
             }
+            fault::point("before-release")?;
             nursery.release()?;
+            fault::point("released")?;
             if let Err(error) = self.watcher.notify(Stage::PostResume, &Facts::default()) {
                 tracing::warn!("{error}");
             }
@@ -225,7 +236,7 @@ impl Work<'_, '_> {
     }
 
     /// Namespaces that can be made before anybody is in them.
-    fn namespaces(&self) -> Result<Namespaces> {
+    fn namespaces(&self, pages: &Pages<'_>) -> Result<Namespaces> {
         let records = self.records;
         let mut made = Namespaces::default();
         if records.has_own("net") {
@@ -235,7 +246,10 @@ impl Work<'_, '_> {
             })?);
         }
         if records.has_own("ipc") {
-            made.ipc = Some(ns::fresh(Kind::Ipc)?);
+            made.ipc = Some(ns::fresh_with(Kind::Ipc, || match &records.ipc {
+                Some(record) => ipc::rebuild(record, pages),
+                None => Ok(()),
+            })?);
         }
         if let Some(record) = &records.uts {
             made.uts = Some(ns::fresh_with(Kind::Uts, || uts::rebuild(record))?);
@@ -393,14 +407,13 @@ impl Work<'_, '_> {
         nursery: &mut Nursery<'_>,
         namespaces: &Namespaces,
         mount_namespace: &OwnedFd,
+        pages: &Pages<'_>,
         report: &mut RestoreReport,
     ) -> Result<()> {
         let records = self.records;
         let image = self.image;
         let contents = Members(image);
-        let chunks = |object: &str, number: u64| image.piece(&format!("memory/{object}"), number);
-        let pages = Pages::new(&chunks);
-        let shared = build::make_shared(&records.memory, &records.files, &pages)?;
+        let shared = build::make_shared(&records.memory, &records.files, pages)?;
         let memory_files = shared
             .iter()
             .map(|(inode, fd)| Ok((*inode, fd.try_clone()?)))
@@ -434,7 +447,7 @@ impl Work<'_, '_> {
         )?;
         let materials = Materials {
             opened: &opened,
-            pages: &pages,
+            pages,
         };
         let forking = Instant::now();
         for step in self.steps {
@@ -447,11 +460,18 @@ impl Work<'_, '_> {
                 ))
             })?;
         }
+        fault::point("tree-born")?;
+        fault::point("memory-filled")?;
+        if let (Some(namespace), Some(record)) = (&namespaces.ipc, &records.ipc) {
+            ns::inside(&[namespace.as_fd()], || ipc::finish(record))?;
+        }
         nursery.threads()?;
+        fault::point("threads-built")?;
         report.forking = forking.elapsed();
         nursery.foreground(&files)?;
         files.set_processes(nursery.numbers());
         files.build()?;
+        fault::point("files-built")?;
         self.sockets(&mut files, namespaces, nursery)?;
         let mut places = BTreeMap::new();
         for (process, alive) in records.alive() {
@@ -483,8 +503,10 @@ impl Work<'_, '_> {
             };
             self.watcher.notify(Stage::OrphanPtsMaster, &facts)?;
         }
+        fault::point("files-installed")?;
         nursery.zombies()?;
-        nursery.finish(records, &rebuilt, &places)
+        nursery.finish(records, &rebuilt, &places)?;
+        fault::point("finished")
     }
 
     fn sockets(

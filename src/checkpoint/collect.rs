@@ -5,6 +5,7 @@ use crate::error::{Context, Refusals, Result};
 use crate::image::files::Files;
 use crate::image::memory::{Memory, Objects};
 use crate::image::namespaces::Namespace;
+use crate::image::namespaces::ipc::Ipc;
 use crate::image::namespaces::mnt::Mounts;
 use crate::image::namespaces::net::Net;
 use crate::image::namespaces::time::Time;
@@ -17,7 +18,7 @@ use crate::proc::read::Process;
 use crate::proc::status::Status;
 use crate::resource::files::{CaptureOptions, Capturer, Content, Subject};
 use crate::resource::memory::{self, Source};
-use crate::resource::namespaces::{self, mnt, net, time, uts};
+use crate::resource::namespaces::{self, ipc, mnt, net, time, uts};
 use crate::resource::sockets::{self, Outside};
 use crate::resource::{attributes, limits, seccomp, signals, threads, timers, tree};
 use crate::sys::ptrace::Queue;
@@ -65,6 +66,8 @@ pub struct Collected {
     pub uts: Option<Uts>,
     /// Network devices, addresses, routes.
     pub net: Option<Net>,
+    /// System V objects and POSIX message queues.
+    pub ipc: Option<Ipc>,
     /// Clocks.
     pub time: Time,
     /// Mounts.
@@ -131,7 +134,7 @@ pub fn collect(
         .map(|(inode, fd)| (inode, (names.get(&inode).cloned().unwrap_or_default(), fd)))
         .collect();
     let mut all: Vec<&mut Memory> = memories.iter_mut().collect();
-    let (objects, pages) = spaces.finish(&mut all, memfds)?;
+    let (objects, mut pages) = spaces.finish(&mut all, memfds)?;
 
     let numbers = Numbers::new(container)?;
     let mut processes = Vec::new();
@@ -170,6 +173,20 @@ pub fn collect(
     } else {
         None
     };
+    let ipc = if is_own("ipc") {
+        let hosts: Vec<i32> = container
+            .processes
+            .iter()
+            .map(|held| held.host_pid)
+            .collect();
+        let found = ipc::capture(ns::open(init, ns::Kind::Ipc)?.as_fd(), &hosts, refusals)?;
+        for content in found.contents {
+            pages.add(content.object, content.file, content.pages);
+        }
+        Some(found.record)
+    } else {
+        None
+    };
     Ok(Collected {
         processes,
         files: captured.files,
@@ -182,6 +199,7 @@ pub fn collect(
         namespaces,
         uts,
         net,
+        ipc,
         time,
         mounts,
         trees,
@@ -235,10 +253,12 @@ fn ask(
             &thread.status,
             host_pid,
         )?;
+        let who = format!("thread {} of {object}", thread.tid);
+        asked_thread.refuse(&answers, &record, &who, refusals);
         record.seccomp = filters.thread(
             thread.stopped.host_tid(),
             &thread.status,
-            || format!("thread {} of {object}", thread.tid),
+            || who.clone(),
             refusals,
         )?;
         answered.threads.push(record);

@@ -175,6 +175,7 @@ pub fn hold(
             break;
         }
     }
+    crate::fault::point("seized")?;
     if let Some(freezer) = &mut freezer {
         freezer.let_trace()?;
     }

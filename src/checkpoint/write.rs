@@ -71,6 +71,9 @@ pub fn records(
     if let Some(net) = &collected.net {
         writer.record("namespaces/net.json", net)?;
     }
+    if let Some(ipc) = &collected.ipc {
+        writer.record("namespaces/ipc.json", ipc)?;
+    }
     if let Some(mounts) = &collected.mounts {
         writer.record("namespaces/mnt.json", mounts)?;
     }
@@ -97,9 +100,13 @@ pub fn contents(writer: &mut Writer, collected: &Collected, refusals: &mut Refus
 pub fn pages(writer: &mut Writer, collected: &Collected, watcher: &mut dyn Watcher) -> Result<()> {
     let total = collected.pages.size();
     let mut done = 0;
+    let mut half = false;
     collected.pages.read(&mut |object, number, bytes| {
         done += bytes.len() as u64;
         writer.piece(&format!("memory/{object}"), number, bytes)?;
+        if done >= total / 2 && !std::mem::replace(&mut half, true) {
+            crate::fault::point("pages-half")?;
+        }
         watcher.progress(Progress {
             phase: Phase::Transferring,
             done,

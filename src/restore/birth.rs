@@ -64,11 +64,6 @@ impl<'a> Nursery<'a> {
         self.records.get(&pid)?.alive.as_ref()
     }
 
-    /// The first process.
-    pub fn init(&mut self) -> Result<&mut Bare> {
-        self.get(1)
-    }
-
     /// Number in the container to number on this host, of processes and threads.
     pub fn numbers(&self) -> BTreeMap<i32, i32> {
         self.bare
@@ -362,17 +357,12 @@ impl<'a> Nursery<'a> {
             if index == 0 {
                 signals::rebuild_process(&mut batch, pid, &alive.pending);
             }
+            let shared = seccomp::shared(&alive.threads);
+            seccomp::rebuild_thread(&mut batch, thread, index == 0, shared, &records.seccomp)?;
             threads::rebuild(&mut batch, pid, thread, capabilities);
             if index == 0 {
                 attributes::rebuild_last(&mut batch, &alive.attributes);
                 timers::rebuild(&mut batch, &alive.timers);
-            }
-            for number in &thread.seccomp {
-                let filter = records
-                    .seccomp
-                    .get(*number as usize)
-                    .ok_or_else(|| Error::bug("a seccomp filter is missing"))?;
-                seccomp::rebuild(&mut batch, filter);
             }
             bare.run_in(index, &batch)?;
         }

@@ -5,6 +5,7 @@ use crate::image::archive::Reader;
 use crate::image::files::Files;
 use crate::image::memory::Objects;
 use crate::image::namespaces::Namespace;
+use crate::image::namespaces::ipc::Ipc;
 use crate::image::namespaces::mnt::Mounts;
 use crate::image::namespaces::net::Net;
 use crate::image::namespaces::time::Time;
@@ -12,7 +13,7 @@ use crate::image::namespaces::uts::Uts;
 use crate::image::process::{Alive, Process};
 use crate::image::seccomp::Filter;
 use crate::image::sockets::Sockets;
-use crate::resource::{limits, threads};
+use crate::resource::{attributes, limits, threads, timers};
 
 /// Everything but the bulk data.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Records {
     pub uts: Option<Uts>,
     /// Network devices, addresses, routes.
     pub net: Option<Net>,
+    /// System V objects and POSIX message queues.
+    pub ipc: Option<Ipc>,
     /// Mounts.
     pub mounts: Option<Mounts>,
 }
@@ -69,6 +72,10 @@ impl Records {
             },
             net: match present("namespaces/net.json") {
                 true => Some(image.record("namespaces/net.json")?),
+                false => None,
+            },
+            ipc: match present("namespaces/ipc.json") {
+                true => Some(image.record("namespaces/ipc.json")?),
                 false => None,
             },
             mounts: match present("namespaces/mnt.json") {
@@ -122,17 +129,17 @@ impl Records {
             ));
         }
         let own_vdso = own_vdso_digest()?;
-        let may_raise = caps::has_cap(
-            None,
-            caps::CapSet::Effective,
-            caps::Capability::CAP_SYS_RESOURCE,
-        )
-        .unwrap_or(false);
+        const CAP_SYS_RESOURCE: u32 = 24;
+        let own = crate::proc::read::Process::new(std::process::id().cast_signed()).status()?;
+        let held = own.cap_permitted;
+        let may_raise = held >> CAP_SYS_RESOURCE & 1 == 1;
         for (process, alive) in self.alive() {
             let who = format!("pid {} ({})", process.member.pid, process.comm);
             limits::check(&alive.limits, may_raise, &who, &mut refusals)?;
+            attributes::check(&alive.attributes, held, &who, &mut refusals)?;
+            timers::check(&alive.timers, &who, &mut refusals);
             for thread in &alive.threads {
-                threads::check_components(&thread.extended, &who, &mut refusals);
+                threads::check(thread, held, &who, &mut refusals);
             }
             match &alive.memory.vdso {
                 Some(vdso) if vdso.digest == own_vdso => {}

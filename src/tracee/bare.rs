@@ -332,11 +332,6 @@ impl Bare {
         }
     }
 
-    /// Batches end with this signal from now on: one that does not wait for any of its threads.
-    pub fn set_home_signal(&mut self, signal: i32) {
-        self.scratch.home_signal = signal;
-    }
-
     /// Moves the vdso to its final place; `start` is where its first part belongs.
     pub fn place_vdso(&mut self, start: u64) -> Result<()> {
         let mut batch = Batch::new();
