@@ -176,6 +176,14 @@ struct Namespaces {
     cgroup: Option<OwnedFd>,
 }
 
+/// What the processes are born into.
+#[derive(Clone, Copy)]
+struct World<'a> {
+    namespaces: &'a Namespaces,
+    mounts: &'a OwnedFd,
+    pages: &'a Pages<'a>,
+}
+
 impl Work<'_, '_> {
     fn build(&mut self, report: &mut RestoreReport) -> Result<(i32, OwnedFd)> {
         let records = self.records;
@@ -196,18 +204,23 @@ impl Work<'_, '_> {
             };
             self.watcher.notify(Stage::SetupNamespaces, &facts)?;
             let mount_namespace = self.mounts(&namespaces, proc)?;
-            let mount_namespace = match mount_namespace {
+            let (mount_namespace, terminals) = match mount_namespace {
                 Some(made) => {
-                    join(&mut init, conductor, &made)?;
-                    made
+                    join(&mut init, conductor, &made.namespace)?;
+                    (made.namespace, made.terminals)
                 }
-                None => ns::open_own(Kind::Mnt)?,
+                None => (ns::open_own(Kind::Mnt)?, Vec::new()),
+            };
+            let world = World {
+                namespaces: &namespaces,
+                mounts: &mount_namespace,
+                pages: &pages,
             };
             fault::point("mounts-made")?;
             self.watcher
                 .notify(Stage::PostSetupNamespaces, &Facts::default())?;
             let mut nursery = Nursery::new(records, init, conductor)?;
-            let result = self.populate(&mut nursery, &namespaces, &mount_namespace, &pages, report);
+            let result = self.populate(&mut nursery, &world, terminals, report);
             if let Err(error) = result {
                 nursery.abandon();
                 return Err(error);
@@ -356,20 +369,29 @@ impl Work<'_, '_> {
         Ok(Some(fetched))
     }
 
-    fn mounts(&self, namespaces: &Namespaces, proc: Option<OwnedFd>) -> Result<Option<OwnedFd>> {
+    fn mounts(
+        &self,
+        namespaces: &Namespaces,
+        proc: Option<OwnedFd>,
+    ) -> Result<Option<mnt::Rebuilt>> {
         let Some(record) = &self.records.mounts else {
             return Ok(None);
         };
-        let binds = self.records.config.as_ref().map(bind_sources);
+        let spec = self.records.config.as_ref();
         let options = self.request.options();
         let is_bundle = matches!(self.request.place(), Place::Bundle { .. });
-        let external = |mount: &Mount, key: &str, host_path: Option<&PathBytes>| {
+        let external = |_: &Mount, key: &str, host_path: Option<&PathBytes>| {
             let given = options
                 .external_mounts
                 .iter()
                 .find(|one| one.name == key)
                 .map(|one| one.source.clone());
-            let from_spec = || binds.as_ref()?.get(mount.point.as_bytes()).cloned();
+            let from_spec = || {
+                let Place::Bundle { directory, .. } = self.request.place() else {
+                    return None;
+                };
+                mnt::source_in_spec(spec?, directory, key)
+            };
             let same_place = || {
                 let allowed = is_bundle || options.external_mounts_auto;
                 host_path
@@ -405,11 +427,15 @@ impl Work<'_, '_> {
     fn populate(
         &mut self,
         nursery: &mut Nursery<'_>,
-        namespaces: &Namespaces,
-        mount_namespace: &OwnedFd,
-        pages: &Pages<'_>,
+        world: &World<'_>,
+        terminals: Vec<mnt::Terminal>,
         report: &mut RestoreReport,
     ) -> Result<()> {
+        let World {
+            namespaces,
+            mounts: mount_namespace,
+            pages,
+        } = *world;
         let records = self.records;
         let image = self.image;
         let contents = Members(image);
@@ -438,6 +464,11 @@ impl Work<'_, '_> {
             strict: !options.lenient_files,
         };
         let mut files = Rebuilder::new(&records.files, env)?;
+        for terminal in terminals {
+            files
+                .opener()
+                .give_master(terminal.devpts, terminal.index, terminal.master);
+        }
         files.terminals()?;
         let opened = build::open(
             records.alive().map(|(_, alive)| &alive.memory),
@@ -564,21 +595,6 @@ fn join(bare: &mut Bare, conductor: RemoteFd, namespace: &OwnedFd) -> Result<()>
     });
     batch.push(calls::Close { fd: fd.into() });
     bare.run(&batch).doing(|| "entering a namespace").map(drop)
-}
-
-/// Destinations of the spec's bind mounts, and where they come from.
-fn bind_sources(config: &serde_json::Value) -> BTreeMap<Vec<u8>, PathBuf> {
-    let mounts = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
-    mounts
-        .iter()
-        .filter_map(|mount| {
-            let source = mount["source"].as_str()?;
-            let destination = mount["destination"].as_str()?;
-            source
-                .starts_with('/')
-                .then(|| (destination.as_bytes().to_vec(), source.into()))
-        })
-        .collect()
 }
 
 /// Where this process's own cgroup is in a hierarchy: the container is born there.

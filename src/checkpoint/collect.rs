@@ -93,18 +93,30 @@ pub fn collect(
     options: &Options,
     refusals: &mut Refusals,
 ) -> Result<Collected> {
+    let init = container.init()?.host_pid;
+    let namespaces = namespaces::survey(init, &host_tids(container), refusals)?;
+    let is_own = |kind: &str| namespaces.iter().any(|one| one.kind == kind && !one.host);
+    let mut semaphores = if is_own("ipc") {
+        Some(ipc::undo::Asker::new(
+            ns::open(init, ns::Kind::Ipc)?.as_fd(),
+        )?)
+    } else {
+        None
+    };
     let mut filters = seccomp::Collector::default();
     let mut answered = Vec::with_capacity(container.processes.len());
     for held in &mut container.processes {
         answered.push(ask(held, &mut filters, refusals)?);
+        if let Some(semaphores) = &mut semaphores {
+            let who = (held.host_pid, held.pid);
+            let room = crate::tracee::SCRATCH_DATA as usize;
+            semaphores.ask(who, room, &mut |batch| held.run(0, batch), refusals)?;
+        }
     }
     // From here on nothing of ours is in the processes, so that it is not taken for theirs.
     container.leave()?;
-    let init = container.init()?.host_pid;
     let time = time::capture(init, refusals)?;
     refuse_sharing(container, refusals)?;
-    let namespaces = namespaces::survey(init, &host_tids(container), refusals)?;
-    let is_own = |kind: &str| namespaces.iter().any(|one| one.kind == kind && !one.host);
 
     let mut capturer = Capturer::new(
         &container.subjects,
@@ -173,13 +185,14 @@ pub fn collect(
     } else {
         None
     };
-    let ipc = if is_own("ipc") {
+    let ipc = if let Some(semaphores) = semaphores {
         let hosts: Vec<i32> = container
             .processes
             .iter()
             .map(|held| held.host_pid)
             .collect();
-        let found = ipc::capture(ns::open(init, ns::Kind::Ipc)?.as_fd(), &hosts, refusals)?;
+        let namespace = ns::open(init, ns::Kind::Ipc)?;
+        let found = ipc::capture(namespace.as_fd(), &hosts, semaphores, refusals)?;
         for content in found.contents {
             pages.add(content.object, content.file, content.pages);
         }
