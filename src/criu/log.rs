@@ -7,7 +7,7 @@ use crate::error::{Cause, Error};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tracing::field::{Field, Visit};
@@ -28,6 +28,7 @@ pub struct Log(Arc<Shared>);
 struct Shared {
     begun: Instant,
     level: AtomicU8,
+    on_stderr: AtomicBool,
     sink: Mutex<Sink>,
 }
 
@@ -41,6 +42,7 @@ impl Default for Log {
         Self(Arc::new(Shared {
             begun: Instant::now(),
             level: AtomicU8::new(u8::MAX),
+            on_stderr: AtomicBool::new(false),
             sink: Mutex::new(Sink::Waiting(Vec::new(), 0)),
         }))
     }
@@ -73,6 +75,17 @@ impl Log {
             }
         }
         *sink = Sink::File(file);
+    }
+
+    /// From now on lines up to `level` go to standard error.
+    pub fn open_stderr(&self, stderr: File, level: u8) {
+        self.open(stderr, level);
+        self.0.on_stderr.store(level > 0, Ordering::Relaxed);
+    }
+
+    /// Whether who looks at standard error sees what is logged.
+    pub fn is_on_stderr(&self) -> bool {
+        self.0.on_stderr.load(Ordering::Relaxed)
     }
 
     fn write(&self, level: u8, line: String) {

@@ -1,5 +1,8 @@
 //! OCI bundles, the state directories of runtimes, root file systems as layers.
 
 pub mod bundle;
+pub mod hook;
 pub mod rootfs;
 pub mod runtime;
+pub mod runtime_front;
+mod watch;
