@@ -87,6 +87,8 @@ pub enum FileSystem {
     Cgroup {
         /// Its controllers, or its name, as the file system shows them; empty for v2.
         controllers: Vec<String>,
+        /// What it calls its source.
+        source: PathBytes,
         /// Which directory of it.
         directory: CgroupDirectory,
     },

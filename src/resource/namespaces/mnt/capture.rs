@@ -57,7 +57,7 @@ pub struct Captured {
 
 /// File systems that a container can mount for itself and whose content is the kernel's, or is
 /// recorded elsewhere.
-const KERNELS: [&str; 11] = [
+pub(super) const KERNELS: [&str; 11] = [
     "proc",
     "sysfs",
     "mqueue",
@@ -87,9 +87,9 @@ const PER_NAMESPACE: [(&str, ns::Kind); 3] = [
     ("proc", ns::Kind::Pid),
 ];
 /// Those whose content is stored.
-const STORED: [&str; 2] = ["tmpfs", "ramfs"];
+pub(super) const STORED: [&str; 2] = ["tmpfs", "ramfs"];
 /// Those that can be taken along only as long as nothing is in them.
-const EMPTY: [&str; 2] = ["bpf", "hugetlbfs"];
+pub(super) const EMPTY: [&str; 2] = ["bpf", "hugetlbfs"];
 /// What a file system shows among its options but does not take as one.
 const NO_OPTIONS: [&[u8]; 2] = [b"rw", b"seclabel"];
 /// Character devices that are the same everywhere.
@@ -550,6 +550,7 @@ impl Survey<'_> {
         };
         let what = FileSystem::Cgroup {
             controllers,
+            source: PathBytes::from(&one.source),
             directory,
         };
         Ok((self.base(one, &one.root, what), PathBytes::default()))

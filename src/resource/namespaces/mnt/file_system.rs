@@ -1,6 +1,6 @@
 //! What mounts show: made anew, filled, or borrowed from the host.
 
-use super::capture::DEVICES;
+use super::capture::{DEVICES, EMPTY, KERNELS, STORED};
 use super::rebuild::{Env, Root, Terminal};
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::PathBytes;
@@ -33,18 +33,29 @@ pub(super) fn make(what: &FileSystem, first: &Mount, env: &Env<'_>) -> Result<Ow
         FileSystem::Device { major, minor } => device((*major, *minor)),
         FileSystem::Cgroup {
             controllers,
+            source,
             directory,
-        } => cgroup(controllers, directory, env),
+        } => cgroup(controllers, source, directory, env),
         FileSystem::New {
             fs_type,
             source,
             options,
             contents,
         } => {
+            let mut known = KERNELS.iter().chain(&STORED).chain(&EMPTY);
+            if !known.any(|one| one == fs_type) {
+                // One with a source could show a disk of the host's.
+                return Err(Error::coded(
+                    "E-IMAGE-MOUNT",
+                    Exit::Image,
+                    format!("a file system of type {fs_type} is never made for a container"),
+                    "the image is damaged, or was made to do harm",
+                ));
+            }
             let fill_first = !contents.is_empty();
             let make = || new(fs_type, source, options, fill_first);
             let made = match fs_type.as_str() {
-                "proc" => proc(env, options)?,
+                "proc" if env.proc.is_some() => proc(env, options)?,
                 "sysfs" => inside(env.net, make)?,
                 "mqueue" => inside(env.ipc, make)?,
                 _ => make()?,
@@ -179,11 +190,16 @@ fn proc(env: &Env<'_>, options: &[PathBytes]) -> Result<OwnedFd> {
     mount::clone_tree(proc.as_fd()).or_else(|_| Ok(proc.try_clone()?))
 }
 
-fn cgroup(controllers: &[String], directory: &CgroupDirectory, env: &Env<'_>) -> Result<OwnedFd> {
+fn cgroup(
+    controllers: &[String],
+    source: &PathBytes,
+    directory: &CgroupDirectory,
+    env: &Env<'_>,
+) -> Result<OwnedFd> {
     match directory {
         CgroupDirectory::Container(path) => {
             if env.cgroup.is_some() && path.as_bytes().is_empty() {
-                return inside(env.cgroup, || new_cgroup(controllers));
+                return inside(env.cgroup, || new_cgroup(controllers, source));
             }
             let directory = (env.cgroup_directory)(controllers)?;
             borrow(&directory.join(relative(path)?))
@@ -239,12 +255,16 @@ fn hierarchy(controllers: &[String]) -> Result<PathBuf> {
     Ok(PathBuf::from(OsStr::from_bytes(&found.mount_point)))
 }
 
-fn new_cgroup(controllers: &[String]) -> Result<OwnedFd> {
-    if controllers.is_empty() {
-        return Configuration::new("cgroup2")?.mount();
+fn new_cgroup(controllers: &[String], source: &PathBytes) -> Result<OwnedFd> {
+    let version = if controllers.is_empty() {
+        "cgroup2"
+    } else {
+        "cgroup"
+    };
+    let file_system = Configuration::new(version)?;
+    if !source.as_bytes().is_empty() {
+        file_system.text(b"source", source.as_bytes())?;
     }
-    let file_system = Configuration::new("cgroup")?;
-    file_system.text(b"source", b"cgroup")?;
     for controller in controllers {
         match controller.split_once('=') {
             // A named hierarchy has no controllers.

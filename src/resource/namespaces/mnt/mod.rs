@@ -10,7 +10,7 @@ mod rebuild;
 mod spec;
 
 pub use capture::{Captured, Options, Tree, capture};
-pub use rebuild::{Env, Rebuilt, Root, Terminal, rebuild};
+pub use rebuild::{Env, FindExternal, Rebuilt, Root, Terminal, rebuild};
 pub use spec::{external_of_spec, masked_of_spec, source_in_spec};
 
 #[cfg(test)]

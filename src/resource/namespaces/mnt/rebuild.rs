@@ -21,14 +21,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+/// Where this process sees what an external mount asks for: the first mount that shows it, its key,
+/// where it was on the host of the checkpoint.
+pub type FindExternal<'a> = dyn Fn(&Mount, &str, Option<&PathBytes>) -> Result<PathBuf> + 'a;
+
 /// What the mounts need of the world around them.
 pub struct Env<'a> {
     /// The root file system.
     pub root: Root<'a>,
-    /// Where this process sees what an external mount asks for: the first that shows it, its key,
-    /// where it was.
-    pub external: &'a dyn Fn(&Mount, &str, Option<&PathBytes>) -> Result<PathBuf>,
-    /// A detached mount of proc, made in the new PID namespace.
+    /// Finds what external mounts ask for.
+    pub external: &'a FindExternal<'a>,
+    /// A detached mount of proc, made in the new PID namespace, if it is a new one.
     pub proc: Option<OwnedFd>,
     /// The new net namespace, if it is a new one: sysfs shows it.
     pub net: Option<BorrowedFd<'a>>,

@@ -109,6 +109,9 @@ fn rebuild_beside(
     proc.text(b"source", b"proc").unwrap();
     let net = ns::open(host_pid, ns::Kind::Net).unwrap();
     let ipc = ns::open(host_pid, ns::Kind::Ipc).unwrap();
+    let cgroup = ns::open(host_pid, ns::Kind::Cgroup).unwrap();
+    let link = |process: &str| fs::read_link(format!("/proc/{process}/ns/cgroup")).unwrap();
+    let own_cgroup = link("self") != link(&host_pid.to_string());
     let record = serde_json::to_string(&captured.mounts).unwrap();
     rebuild(
         &serde_json::from_str(&record).unwrap(),
@@ -118,7 +121,7 @@ fn rebuild_beside(
             proc: Some(proc.mount().unwrap()),
             net: Some(net.as_fd()),
             ipc: Some(ipc.as_fd()),
-            cgroup: None,
+            cgroup: own_cgroup.then_some(cgroup.as_fd()),
             cgroup_directory: &|controllers| Ok(cgroup_of(host_pid, controllers)),
             content: &|pieces| Box::new(std::io::Cursor::new(contents[pieces].clone())),
         },
@@ -536,13 +539,21 @@ fn masks_and_mount_points_of_another_kernel_are_no_obstacle() {
 #[test]
 fn a_record_that_leads_nowhere_is_an_error() {
     let container = Container::new("mount -t proc proc proc; mount -t tmpfs tmpfs tmp", "");
-    let damage: [fn(&mut Mounts); 6] = [
+    let damage: [fn(&mut Mounts); 7] = [
         |record| record.mounts.clear(),
         |record| record.mounts[1].parent = 7,
         |record| record.mounts[1].file_system = 7,
         |record| record.mounts[1].group = Some(0),
         |record| record.mounts[1].point = "../../tmp".into(),
         |record| record.mounts[1].path = "../..".into(),
+        |record| {
+            record.file_systems[1] = FileSystem::New {
+                fs_type: "overlay".to_owned(),
+                source: "overlay".into(),
+                options: vec!["lowerdir=/:/etc".into()],
+                contents: Vec::new(),
+            };
+        },
     ];
     for damage in damage {
         let (mut captured, _) = container.capture(&Options::default());
@@ -615,6 +626,15 @@ impl Drop for Runc {
 
 #[test]
 fn the_mounts_of_a_container_of_runcs_come_back() {
+    runc_round_trip(false);
+}
+
+#[test]
+fn the_mounts_of_a_container_with_a_cgroup_namespace_come_back() {
+    runc_round_trip(true);
+}
+
+fn runc_round_trip(cgroup_namespace: bool) {
     let (container, spec) = Runc::start(|spec, bundle| {
         let source = bundle.join("volume");
         fs::create_dir_all(source.join("below")).unwrap();
@@ -628,10 +648,11 @@ fn the_mounts_of_a_container_of_runcs_come_back() {
                 "options": ["bind", "ro"]},
         ]);
         mounts.extend(more.as_array().unwrap().iter().cloned());
-        spec["linux"]["namespaces"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|one| one["type"] != "cgroup");
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|one| one["type"] != "cgroup");
+        if cgroup_namespace {
+            namespaces.push(serde_json::json!({"type": "cgroup"}));
+        }
     });
     let host_pid = container.host_pid();
     container.run(&[
