@@ -24,6 +24,9 @@ pub struct Arguments {
     /// The root file system that the image's changes go over
     #[arg(long, value_name = "BASE")]
     rootfs: Option<PathBuf>,
+    /// The runtime that knows the restored container; `none` is the engine alone
+    #[arg(long, value_name = "NAME", default_value = "none", value_parser = ["none"])]
+    runtime: String,
     /// Return as soon as the container goes on
     #[arg(long)]
     detach: bool,
