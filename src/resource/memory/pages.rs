@@ -122,26 +122,40 @@ fn number_with(spaces: &[Space], mut shared: Option<&mut Vec<Relied>>) -> Result
         let mut runs = Vec::with_capacity(space.runs.len());
         for &(start, end) in &space.runs {
             match &mut shared {
-                None => numbered.take(space.host_pid, &mut runs, start, end),
+                None => {
+                    let at = Place {
+                        host_pid: space.host_pid,
+                        shared: spaces.len() > 1,
+                    };
+                    numbered.take(at, &mut runs, start, end);
+                }
                 Some(relied) => {
                     let mut from = start;
+                    let own = Place {
+                        host_pid: space.host_pid,
+                        shared: false,
+                    };
                     each_entry(space, start, end, |address, entry| {
                         let frame = entry
                             .frame()
                             .filter(|_| entry.present() && !entry.exclusive());
                         let Some(frame) = frame else { return };
-                        numbered.take(space.host_pid, &mut runs, from, address);
+                        numbered.take(own, &mut runs, from, address);
                         from = address + PAGE;
                         relied.push((number, address, frame));
                         match frames.get(&frame) {
                             Some(&index) => extend(&mut runs, address, 1, index),
                             None => {
                                 frames.insert(frame, numbered.total);
-                                numbered.take(space.host_pid, &mut runs, address, from);
+                                let at = Place {
+                                    shared: true,
+                                    ..own
+                                };
+                                numbered.take(at, &mut runs, address, from);
                             }
                         }
                     })?;
-                    numbered.take(space.host_pid, &mut runs, from, end);
+                    numbered.take(own, &mut runs, from, end);
                 }
             }
         }
@@ -150,9 +164,16 @@ fn number_with(spaces: &[Space], mut shared: Option<&mut Vec<Relied>>) -> Result
     Ok(numbered)
 }
 
+/// Whose pages are numbered, and whether others may have them as well.
+#[derive(Clone, Copy)]
+struct Place {
+    host_pid: i32,
+    shared: bool,
+}
+
 impl Numbered {
     /// Gives new numbers to the pages of `start..end`.
-    fn take(&mut self, host_pid: i32, runs: &mut Vec<PageRun>, start: u64, end: u64) {
+    fn take(&mut self, at: Place, runs: &mut Vec<PageRun>, start: u64, end: u64) {
         if start >= end {
             return;
         }
@@ -161,11 +182,18 @@ impl Numbered {
         extend(runs, start, pages, index);
         self.total += pages;
         match self.pieces.last_mut() {
-            Some(last) if last.host_pid == host_pid && last.end() == start => last.pages += pages,
+            Some(last)
+                if last.end() == start
+                    && last.host_pid == at.host_pid
+                    && last.shared == at.shared =>
+            {
+                last.pages += pages;
+            }
             _ => self.pieces.push(Piece {
-                host_pid,
+                host_pid: at.host_pid,
                 start,
                 pages,
+                shared: at.shared,
             }),
         }
     }

@@ -14,6 +14,8 @@ pub(super) struct Piece {
     pub host_pid: i32,
     pub start: u64,
     pub pages: u64,
+    /// Whether other processes may have the same pages.
+    pub shared: bool,
 }
 
 impl Piece {
@@ -73,7 +75,7 @@ impl Source {
             let mut start = piece.start;
             while start < piece.end() {
                 let pages = chunk.room().min((piece.end() - start) / PAGE);
-                reader.read(piece.host_pid, start, chunk.take(pages))?;
+                reader.read(piece, start, chunk.take(pages))?;
                 chunk.hand_over_if_full(sink)?;
                 start += pages * PAGE;
             }
@@ -161,17 +163,31 @@ impl<'a> Chunk<'a> {
 }
 
 /// Reads pages of processes, with `/proc/PID/mem` where an area may not be read.
+///
+/// And where pages are shared since fork: process_vm_readv(2) pins what it reads, and to pin a page
+/// of several processes the kernel first gives the one that is read a copy of its own (seen on Linux
+/// 6.18). A container would come out of a checkpoint with more memory than it went in with. Reading
+/// `/proc/PID/mem` leaves the page where it is. Proved by the kind `memory_after_fork`.
 #[derive(Default)]
 struct Reader {
     memory: Option<(i32, File)>,
 }
 
 impl Reader {
-    fn read(&mut self, host_pid: i32, mut address: u64, mut bytes: &mut [u8]) -> Result<()> {
+    fn read(&mut self, piece: &Piece, mut address: u64, mut bytes: &mut [u8]) -> Result<()> {
+        let host_pid = piece.host_pid;
+        if piece.shared {
+            return self.read_forced(host_pid, address, bytes);
+        }
         while !bytes.is_empty() {
             let read = match remote::read(host_pid, address, bytes) {
                 Ok(read) if read > 0 => read,
-                Ok(_) | Err(Errno::EFAULT) => self.read_forced(host_pid, address, bytes)?,
+                Ok(_) | Err(Errno::EFAULT) => {
+                    // One page: the areas around may be readable.
+                    let page = bytes.len().min(PAGE as usize);
+                    self.read_forced(host_pid, address, &mut bytes[..page])?;
+                    page
+                }
                 Err(errno) => {
                     return Err(Error::from(errno))
                         .doing(|| format!("reading process {host_pid} at {address:#x}"));
@@ -183,15 +199,12 @@ impl Reader {
         Ok(())
     }
 
-    /// One page: the areas around may be readable.
-    fn read_forced(&mut self, host_pid: i32, address: u64, bytes: &mut [u8]) -> Result<usize> {
+    fn read_forced(&mut self, host_pid: i32, address: u64, bytes: &mut [u8]) -> Result<()> {
         let file = match &self.memory {
             Some((pid, file)) if *pid == host_pid => file,
             _ => &self.memory.insert((host_pid, memory_of(host_pid)?)).1,
         };
-        let page = bytes.len().min(PAGE as usize);
-        file.read_exact_at(&mut bytes[..page], address)
-            .doing(|| format!("reading process {host_pid} at {address:#x}"))?;
-        Ok(page)
+        file.read_exact_at(bytes, address)
+            .doing(|| format!("reading process {host_pid} at {address:#x}"))
     }
 }
