@@ -12,7 +12,7 @@ pub trait Engine {
         watcher: &mut dyn Watcher,
     ) -> Result<CheckpointReport>;
 
-    /// See `crate::restore::run`.
+    /// See [`crate::restore::run`].
     fn restore(&mut self, request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored>;
 }
 
@@ -30,7 +30,6 @@ impl Engine for Own {
     }
 
     fn restore(&mut self, request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
-        let _ = (request, watcher);
-        Err(crate::error::Error::bug("restore is not wired up"))
+        crate::restore::run(request, watcher)
     }
 }
