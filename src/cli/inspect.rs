@@ -13,6 +13,7 @@ mod tests;
 
 use crate::error::{Context, Error, Result};
 use crate::image::archive::Reader;
+use crate::image::check;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -29,7 +30,7 @@ pub struct Arguments {
     /// Only this process, as the container numbers it
     #[arg(long, value_name = "PID")]
     process: Option<i32>,
-    /// Read everything and compare it with its digests first
+    /// Read everything first, compare it with its digests, and see whether the records fit together
     #[arg(long)]
     verify: bool,
 }
@@ -44,7 +45,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     let about = || format!("inspecting {}", arguments.image.display());
     if arguments.verify {
-        reader.verify().doing(about)?;
+        verify(&reader).doing(about)?;
     }
     let mut view = view::View::of(&reader).doing(about)?;
     if let Some(pid) = arguments.process {
@@ -63,4 +64,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done.map_err(Error::from).doing(|| "writing what was found"),
     }
+}
+
+fn verify(reader: &Reader) -> Result<()> {
+    reader.verify()?;
+    let processes = view::process_records(reader)?;
+    let objects = reader.optional("objects/memory.json")?;
+    check::check(reader, &processes, &objects)
 }

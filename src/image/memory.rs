@@ -136,7 +136,7 @@ pub struct PageRun {
 impl PageRun {
     /// The address after the last page.
     pub fn end(&self) -> u64 {
-        self.start + self.pages * PAGE
+        self.start.saturating_add(self.pages.saturating_mul(PAGE))
     }
 }
 

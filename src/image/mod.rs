@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod bytes;
 pub mod cgroup;
+pub mod check;
 pub mod files;
 pub mod header;
 pub mod memory;

@@ -269,7 +269,9 @@ fn printed(view: &View) -> String {
 
 #[test]
 fn a_person_sees_the_tree_and_each_process_with_regions_and_descriptors() {
-    let view = View::of(&image(&processes())).unwrap();
+    let reader = image(&processes());
+    verify(&reader).unwrap();
+    let view = View::of(&reader).unwrap();
     let text = printed(&view);
     let expected = include_str!("expected.txt");
     // Sizes of records change with every field.
@@ -340,7 +342,9 @@ fn records_that_make_no_sense_do_no_harm() {
     let circle = process(4, 3, "b");
     let chain = (5..3000).map(|pid| process(pid, pid - 1, "c"));
     let all: Vec<_> = [endless, circle].into_iter().chain(chain).collect();
-    let view = View::of(&image(&all)).unwrap();
+    let reader = image(&all);
+    assert_eq!(verify(&reader).unwrap_err().code(), "E-IMAGE-RECORD");
+    let view = View::of(&reader).unwrap();
     let text = printed(&view);
     assert_eq!(text.matches("\nProcess ").count(), all.len());
     assert!(text.len() < 2_000_000);

@@ -141,12 +141,9 @@ impl View {
         let mut pages = Pages::of(reader);
         let mut mapped: HashMap<u32, Vec<i32>> = HashMap::new();
         let mut processes = Vec::new();
-        for name in reader.names() {
-            if name.starts_with("processes/") && name.ends_with(".json") {
-                let process: Process = reader.record(name)?;
-                note_shared(&process, &mut mapped);
-                processes.push(of_process(&process, &objects, &describer, &mut pages)?);
-            }
+        for process in process_records(reader)? {
+            note_shared(&process, &mut mapped);
+            processes.push(of_process(&process, &objects, &describer, &mut pages)?);
         }
         processes.sort_by_key(|process| process.pid);
         let members: Vec<_> = reader
@@ -179,6 +176,15 @@ impl View {
         }
         Ok(())
     }
+}
+
+/// The records of all processes.
+pub fn process_records(reader: &Reader) -> Result<Vec<Process>> {
+    let names = reader.names();
+    names
+        .filter(|name| name.starts_with("processes/") && name.ends_with(".json"))
+        .map(|name| reader.record(name))
+        .collect()
 }
 
 fn note_shared(process: &Process, mapped: &mut HashMap<u32, Vec<i32>>) {

@@ -42,7 +42,7 @@ pub struct Reader {
     places: Vec<Place>,
     /// Indices of `places`, ascending by name.
     by_name: Vec<u32>,
-    /// By prefix, the number of the last piece and one.
+    /// By prefix, how many there are.
     pieces: HashMap<String, u64>,
 }
 
@@ -76,30 +76,23 @@ impl Reader {
         }
         let index = Index::read(&file)?;
         let manifest = index.manifest(&file)?;
-        let (mut places, mut pieces) = (Vec::with_capacity(index.entries.len()), HashMap::new());
-        for (listed, entry) in manifest.members.iter().zip(index.entries) {
-            if let Some((prefix, number, _)) = name::parse_piece(&entry.name) {
-                let count = number
-                    .checked_add(1)
-                    .ok_or_else(|| error::unknown_member(&entry.name))?;
-                match pieces.get_mut(prefix) {
-                    Some(known) => *known = count.max(*known),
-                    None => drop(pieces.insert(prefix.to_owned(), count)),
-                }
-            }
-            places.push(Place {
+        let places: Vec<_> = manifest
+            .members
+            .iter()
+            .zip(index.entries)
+            .map(|(listed, entry)| Place {
                 name: entry.name,
                 offset: entry.offset,
                 size: entry.size,
                 digest: listed.blake3.0,
-            });
-        }
+            })
+            .collect();
         let reader = Self {
             file,
             header: index.header,
             by_name: sort(&places)?,
+            pieces: count(&places)?,
             places,
-            pieces,
         };
         reader.check_codings()?;
         Ok(reader)
@@ -266,6 +259,27 @@ fn sort(places: &[Place]) -> Result<Vec<u32>> {
         Some(pair) => Err(twice(name(pair[0]))),
         None => Ok(by_name),
     }
+}
+
+/// How many pieces there are of each prefix; none is left out.
+fn count(places: &[Place]) -> Result<HashMap<String, u64>> {
+    let mut pieces: HashMap<&str, (u64, u64)> = HashMap::new();
+    for place in places {
+        if let Some((prefix, number, _)) = name::parse_piece(&place.name) {
+            let (count, last) = pieces.entry(prefix).or_default();
+            *count += 1;
+            *last = number.max(*last);
+        }
+    }
+    pieces
+        .into_iter()
+        .map(|(prefix, (count, last))| match last < count {
+            true => Ok((prefix.to_owned(), count)),
+            false => Err(error::missing_member(&format!(
+                "a piece before {prefix}/{last:06}"
+            ))),
+        })
+        .collect()
 }
 
 fn twice(name: &str) -> Error {

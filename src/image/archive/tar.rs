@@ -15,8 +15,9 @@ pub const LONGEST_PAX: u64 = 1 << 20;
 const SEVEN_DIGITS: u64 = 0o7777777;
 /// What octal fields of 11 digits hold.
 const ELEVEN_DIGITS: u64 = 0o77777777777;
-/// The pax record in which the manifest's own digest stands.
-const DIGEST_KEY: &str = "OCIMIG.blake3";
+/// What the comment begins with in which the manifest's own digest stands. (A key of our own would do
+/// as well, but GNU tar warns of keys that it does not know.)
+const DIGEST: &[u8] = b"blake3 ";
 
 /// Why a header is refused.
 pub type Flaw = &'static str;
@@ -76,7 +77,8 @@ pub fn encode_with_digest(entry: &Entry, digest: Option<&str>) -> Vec<u8> {
         record(&mut records, &full, &value.0);
     }
     if let Some(digest) = digest {
-        record(&mut records, DIGEST_KEY.as_bytes(), digest.as_bytes());
+        let comment = [DIGEST, digest.as_bytes()].concat();
+        record(&mut records, b"comment", &comment);
     }
     let mut blocks = Vec::with_capacity(BLOCK);
     if !records.is_empty() {
@@ -431,9 +433,10 @@ impl Pax {
             b"uid" => self.uid = Some(number(value)?),
             b"gid" => self.gid = Some(number(value)?),
             b"mtime" => self.mtime = Some(parse_time(std::str::from_utf8(value).ok()?)?),
-            b"comment" => {}
-            _ if key == DIGEST_KEY.as_bytes() => {
-                self.digest = Some(String::from_utf8(value.to_vec()).ok()?);
+            b"comment" => {
+                if let Some(digest) = value.strip_prefix(DIGEST) {
+                    self.digest = Some(String::from_utf8(digest.to_vec()).ok()?);
+                }
             }
             _ => {
                 let key = unescape_key(key.strip_prefix(b"SCHILY.xattr.")?)?;
