@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::image::PathBytes;
 use crate::image::header::{Compression, Container, FORMAT, Header, Host};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 
 fn header(compression: Compression) -> Header {
     Header {
