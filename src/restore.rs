@@ -343,9 +343,18 @@ impl Work<'_, '_> {
         }
         let mut batch = Batch::new();
         let name = batch.string(b"proc");
+        let source = batch.string(b"source");
         let context = batch.push(calls::Fsopen {
             name: name.into(),
             flags: 0u64.into(),
+        });
+        // Without, mountinfo would call it "none", which runtimes do not.
+        batch.push(calls::Fsconfig {
+            fd: context.into(),
+            command: libc::FSCONFIG_SET_STRING.into(),
+            key: source.into(),
+            value: name.into(),
+            aux: 0u64.into(),
         });
         batch.push(calls::Fsconfig {
             fd: context.into(),
