@@ -21,6 +21,8 @@ pub mod criu;
 pub mod error;
 pub mod fault;
 pub mod image;
+#[cfg(test)]
+mod layers;
 pub mod oci;
 pub mod proc;
 pub mod request;

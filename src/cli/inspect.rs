@@ -8,6 +8,8 @@ mod regions;
 mod text;
 mod view;
 
+pub(super) use text::human;
+
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@
 //! understood where it matters is an error with the code `E-PROC-FORMAT`, never a guess.
 
 pub mod cgroup;
+pub mod classify;
 pub mod fdinfo;
 pub mod limits;
 pub mod locks;

@@ -117,3 +117,41 @@ pub fn enter(fd: RawFd) -> i32 {
     // SAFETY: no pointers.
     unsafe { libc::setns(fd, libc::CLONE_NEWNS) | libc::close(fd) }
 }
+
+/// A shared, writable mapping; unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    start: *mut libc::c_void,
+    size: usize,
+}
+
+impl Mapping {
+    /// Where it lies.
+    pub fn address(&self) -> u64 {
+        self.start as u64
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, of which nobody holds a reference.
+        unsafe { libc::munmap(self.start, self.size) };
+    }
+}
+
+/// Maps the first `size` bytes of a file, without touching them.
+pub fn map_shared(file: BorrowedFd<'_>, size: usize) -> Mapping {
+    // SAFETY: a new mapping where the kernel likes.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED);
+    Mapping { start, size }
+}

@@ -129,13 +129,8 @@ impl Collector {
         if !area.has_file() {
             return Ok(if is_kernels(area) {
                 Some(Backing::Vdso)
-            } else if area.path == b"[uprobes]" {
-                refusals.add(
-                    "E-MEMORY-UPROBES",
-                    object(),
-                    "a tracer has probes in this process",
-                    "remove the probes (perf, bpftrace)",
-                );
+            } else if let Some((code, reason, remedy)) = special_refusal(area) {
+                refusals.add(code, object(), reason, remedy);
                 None
             } else {
                 Some(Backing::Anonymous)
@@ -158,16 +153,8 @@ impl Collector {
                 writable,
             }));
         }
-        if area.path.starts_with(b"anon_inode:")
-            || area.path.starts_with(b"/[aio]")
-            || area.path.starts_with(b"/secretmem")
-        {
-            refusals.add(
-                "E-MEMORY-SPECIAL",
-                object(),
-                "it belongs to a kernel object that cannot be read or made again (io_uring, aio, perf, secret memory)",
-                "let the program close it before the checkpoint",
-            );
+        if let Some((code, reason, remedy)) = special_refusal(area) {
+            refusals.add(code, object(), reason, remedy);
             return Ok(None);
         }
         let key = (area.device, area.inode, area.path.clone());
@@ -269,7 +256,27 @@ impl Collector {
     }
 }
 
-fn is_kernels(area: &maps::Area) -> bool {
+/// Why an area with such a name cannot be taken along: code, reason, remedy.
+pub(super) fn special_refusal(
+    area: &maps::Area,
+) -> Option<(&'static str, &'static str, &'static str)> {
+    let begins = |prefix: &[u8]| area.path.starts_with(prefix);
+    if area.path == b"[uprobes]" {
+        return Some((
+            "E-MEMORY-UPROBES",
+            "a tracer has probes in this process",
+            "remove the probes (perf, bpftrace)",
+        ));
+    }
+    let of_object = begins(b"anon_inode:") || begins(b"/[aio]") || begins(b"/secretmem");
+    (area.has_file() && of_object).then_some((
+        "E-MEMORY-SPECIAL",
+        "it belongs to a kernel object that cannot be read or made again (io_uring, aio, perf, secret memory)",
+        "let the program close it before the checkpoint",
+    ))
+}
+
+pub(super) fn is_kernels(area: &maps::Area) -> bool {
     matches!(area.special(), Some(name) if name == b"[vdso]" || name.starts_with(b"[vvar"))
 }
 
@@ -282,7 +289,7 @@ fn given_name(area: &maps::Area) -> Option<&[u8]> {
     name.strip_suffix(b"]")
 }
 
-fn map_file(host_pid: i32, area: &maps::Area, flags: i32) -> Result<File> {
+pub(super) fn map_file(host_pid: i32, area: &maps::Area, flags: i32) -> Result<File> {
     let path = format!("/proc/{host_pid}/map_files/{:x}-{:x}", area.start, area.end);
     OpenOptions::new()
         .read(true)
@@ -291,7 +298,8 @@ fn map_file(host_pid: i32, area: &maps::Area, flags: i32) -> Result<File> {
         .doing(|| format!("opening {path}"))
 }
 
-fn shmem_device() -> Result<u64> {
+/// The device of memory files and shared anonymous memory.
+pub(super) fn shmem_device() -> Result<u64> {
     let fd = nix::sys::memfd::memfd_create(c"ocimig", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
         .doing(|| "making a memory file")?;
     Ok(File::from(fd).metadata()?.dev())

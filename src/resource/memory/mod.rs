@@ -12,6 +12,7 @@ pub mod build;
 mod collect;
 pub mod fill;
 mod pages;
+pub mod regions;
 mod source;
 
 pub use collect::{Ask, Collector, ask};

@@ -3,7 +3,7 @@
 use super::source::Piece;
 use crate::error::{Context, Error, Result};
 use crate::image::memory::{Area, Backing, PAGE, PageRun};
-use crate::sys::pagemap::{self, Entry, Masks, category};
+use crate::sys::pagemap::{self, Entry, Masks, PageRegion, category};
 use nix::errno::Errno;
 use nix::unistd::Whence;
 use std::collections::HashMap;
@@ -29,20 +29,7 @@ const END: u64 = crate::tracee::arch::TASK_SIZE;
 pub(super) fn scan(host_pid: i32, areas: &[Area]) -> Result<Space> {
     let path = format!("/proc/{host_pid}/pagemap");
     let pagemap = File::open(&path).doing(|| format!("opening {path}"))?;
-    let mut masks = Masks {
-        inverted: category::FILE | category::PFN_ZERO,
-        all: category::FILE | category::PFN_ZERO,
-        any: category::PRESENT | category::SWAPPED,
-        report: category::PRESENT | category::GUARD,
-    };
-    let found = match pagemap::scan(pagemap.as_fd(), 0, END, masks, 0) {
-        // Guard pages are unknown before Linux 6.15.
-        Err(error) if error.errno() == Some(Errno::EINVAL) => {
-            masks.report = category::PRESENT;
-            pagemap::scan(pagemap.as_fd(), 0, END, masks, 0)?
-        }
-        other => other?,
-    };
+    let found = private(&pagemap)?;
     let mut space = Space {
         host_pid,
         pagemap,
@@ -71,6 +58,24 @@ pub(super) fn scan(host_pid: i32, areas: &[Area]) -> Result<Space> {
         }
     }
     Ok(space)
+}
+
+/// The pages that no file holds, and guard pages, of a whole address space.
+pub(super) fn private(pagemap: &File) -> Result<Vec<PageRegion>> {
+    let mut masks = Masks {
+        inverted: category::FILE | category::PFN_ZERO,
+        all: category::FILE | category::PFN_ZERO,
+        any: category::PRESENT | category::SWAPPED,
+        report: category::PRESENT | category::GUARD,
+    };
+    match pagemap::scan(pagemap.as_fd(), 0, END, masks, 0) {
+        // Guard pages are unknown before Linux 6.15.
+        Err(error) if error.errno() == Some(Errno::EINVAL) => {
+            masks.report = category::PRESENT;
+            pagemap::scan(pagemap.as_fd(), 0, END, masks, 0)
+        }
+        other => other,
+    }
 }
 
 fn push(runs: &mut Vec<(u64, u64)>, start: u64, end: u64) {
