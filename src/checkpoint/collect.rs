@@ -258,6 +258,7 @@ fn ask(
             asked_thread = threads::ask(&mut batch);
             answers = held.run(index, &batch)?;
         }
+        let sleep = held.sleep(index)?;
         let thread = &held.threads[index];
         let mut record = asked_thread.collect(
             &answers,
@@ -265,6 +266,7 @@ fn ask(
             thread.tid,
             &thread.status,
             host_pid,
+            sleep,
         )?;
         let who = format!("thread {} of {object}", thread.tid);
         asked_thread.refuse(&answers, &record, &who, refusals);

@@ -7,11 +7,13 @@
 //! its own, because the interrupt is pending.
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
+use crate::image::process::Sleep;
 use crate::proc::read::{Process, processes};
 use crate::proc::small;
 use crate::proc::status::{State, Status};
 use crate::resource::cgroup::freezer::Freezer;
 use crate::resource::files::Subject;
+use crate::resource::threads;
 use crate::sys::ptrace::{self, Event};
 use crate::sys::{ns, nsfs, pidfd};
 use crate::tracee::batch::{Answers, Batch};
@@ -400,6 +402,16 @@ impl Held {
     /// `pid 7 (nginx)`
     pub fn object(&self) -> String {
         format!("pid {} ({})", self.pid, self.comm)
+    }
+
+    /// What is left of the sleep of thread number `index`, whose questions have been asked.
+    pub fn sleep(&mut self, index: usize) -> Result<Option<Sleep>> {
+        let scratch = self
+            .scratch
+            .as_ref()
+            .ok_or_else(|| Error::bug("no scratch area"))?;
+        threads::sleep(&mut self.threads[index].stopped, scratch, self.host_pid)
+            .doing(|| format!("asking pid {} ({})", self.pid, self.comm))
     }
 
     /// Takes our pages out again.

@@ -178,6 +178,9 @@ pub struct Thread {
     pub comm: PathBytes,
     /// General registers.
     pub registers: Registers,
+    /// It is in a call that ends when a time is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<Sleep>,
     /// Everything else of the processor.
     pub extended: Vec<Component>,
     /// Blocked signals; bit n-1 for signal n.
@@ -207,6 +210,27 @@ pub struct Thread {
     /// What it has told the kernel about itself.
     #[serde(default)]
     pub controls: Controls,
+}
+
+/// What is left of a sleep. The arguments of the call are in the registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sleep {
+    /// The call.
+    pub call: SleepingCall,
+    /// Nanoseconds.
+    pub remaining: u64,
+}
+
+/// Calls that the kernel goes on with after an interruption, for the time that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names of the calls")]
+pub enum SleepingCall {
+    Nanosleep,
+    ClockNanosleep,
+    Poll,
+    Futex,
 }
 
 /// What a thread has told the kernel about itself by prctl(2) and its kin.

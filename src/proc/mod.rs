@@ -18,6 +18,7 @@ pub mod stat;
 pub mod status;
 pub mod sysvipc;
 mod text;
+pub mod timer_list;
 pub mod timers;
 
 pub use read::Process;

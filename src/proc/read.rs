@@ -1,6 +1,8 @@
 //! The one place that reads `/proc/PID`.
 
-use super::{cgroup, fdinfo, limits, maps, mountinfo, small, smaps, stat, status, timers};
+use super::{
+    cgroup, fdinfo, limits, maps, mountinfo, small, smaps, stat, status, timer_list, timers,
+};
 use crate::error::{Cause, Context, Error, Result};
 use nix::errno::Errno;
 use std::ffi::OsStr;
@@ -246,6 +248,13 @@ impl Process {
             error
         }
     }
+}
+
+/// `/proc/timer_list`. The kernel may lack it, and only root may read it.
+pub fn timer_list() -> Result<timer_list::TimerList> {
+    let path = "/proc/timer_list";
+    let bytes = std::fs::read(path).doing(|| format!("reading {path}"))?;
+    Ok(timer_list::parse(bytes))
 }
 
 /// All processes of this host (thread groups, as the mounted /proc numbers them), ascending.

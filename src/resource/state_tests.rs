@@ -7,11 +7,12 @@ use crate::image::bytes::Bytes;
 use crate::image::process::{Alive, Component, Controls, Limit, MemoryPolicy, PosixTimer, Thread};
 use crate::image::seccomp::Filter;
 use crate::proc::read::Process;
+use crate::proc::status::State;
 use crate::sys::clone::own_rseq;
 use crate::sys::ptrace::{self, Event, Queue};
 use crate::tracee::bare::{self, Bare, Vdso, Zone};
 use crate::tracee::batch::{Answers, Batch};
-use crate::tracee::calls;
+use crate::tracee::{Asleep, calls};
 
 /// A PID namespace of bare processes, gone when it is dropped.
 struct Ground {
@@ -112,9 +113,11 @@ impl Ground {
         let tid = [PID, SECOND][index];
         let status = self.status(index);
         let host_pid = self.bare.host_pid;
-        let stopped = &self.bare.threads[index];
+        let bare = &mut self.bare;
+        let sleep = threads::sleep(&mut bare.threads[index], &bare.scratch, host_pid).unwrap();
+        let stopped = &bare.threads[index];
         let mut thread = ask
-            .collect(&answers, stopped, tid, &status, host_pid)
+            .collect(&answers, stopped, tid, &status, host_pid, sleep)
             .unwrap();
         ask.refuse(&answers, &thread, "the thread", refusals);
         let host_tid = stopped.host_tid();
@@ -189,7 +192,9 @@ impl Ground {
             }
             self.bare.run_in(index, &batch)?;
             scheduling::rebuild(self.bare.threads[index].host_tid(), &thread.scheduling)?;
-            threads::finish(&mut self.bare.threads[index], thread)?;
+        }
+        for (index, thread) in alive.threads.iter().enumerate() {
+            threads::finish_in(&mut self.bare, index, thread)?;
         }
         attributes::rebuild_outside(self.bare.host_pid, &alive.attributes)
     }
@@ -232,8 +237,23 @@ fn without_running(alive: &Alive) -> Alive {
     let mut alive = alive.clone();
     let posix = alive.timers.posix.iter_mut().map(|one| &mut one.remaining);
     let interval = alive.timers.interval.iter_mut().map(|(left, _)| left);
-    for remaining in posix.chain(interval).filter(|left| **left != 0) {
-        *remaining = remaining.div_ceil(HOUR) * HOUR;
+    let sleeps = alive
+        .threads
+        .iter_mut()
+        .filter_map(|one| one.sleep.as_mut());
+    let sleeps = sleeps.map(|one| &mut one.remaining);
+    for remaining in posix
+        .chain(interval)
+        .chain(sleeps)
+        .filter(|left| **left != 0)
+    {
+        // What was an hour, or ten minutes, is so again; a little more where the kernel rounds up.
+        let unit = if *remaining > HOUR / 2 {
+            HOUR
+        } else {
+            HOUR / 6
+        };
+        *remaining = (*remaining + unit / 2) / unit * unit;
     }
     alive
 }
@@ -731,7 +751,7 @@ fn the_processor_state_goes_over_component_by_component() {
     registers.gs_base = 0x1234_5000;
     registers.orig_rax = 35;
     registers.rax = (-514i64) as u64;
-    threads::finish(&mut first.bare.threads[0], &thread).unwrap();
+    threads::finish_in(&mut first.bare, 0, &thread).unwrap();
     let found = assert_goes_over(&mut first);
     assert_eq!(found.threads[0].registers, thread.registers);
     assert_eq!(found.threads[0].extended, thread.extended);
@@ -804,4 +824,178 @@ fn a_filter_that_asks_a_listener_is_refused() {
     let mut refusals = Refusals::new();
     first.ask_all(&mut refusals);
     assert_eq!(refusals.as_slice()[0].code, "E-SECCOMP-LISTENER");
+}
+
+/// A call that waits, as the old thread made it: number and arguments.
+type Wait = (i64, [u64; 6]);
+
+/// Where a word lies that a futex waits on, and room for the time that remains.
+const FUTEX: u64 = PAGE + 256;
+const LEFT: u64 = PAGE + 512;
+/// Where `syscall; mov edi, eax; mov eax, exit_group; syscall` lies.
+const CODE: u64 = PAGE + 1024;
+
+impl Ground {
+    /// Makes a thread one that was interrupted in the call, `seconds` before its end.
+    fn interrupt_in(&mut self, index: usize, wait: Wait, left: std::time::Duration) {
+        let code = [0x0f, 5, 0x89, 0xc7, 0xb8, 0xe7, 0, 0, 0, 0x0f, 5];
+        let memory = crate::tracee::memory_of(self.bare.host_pid).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&memory, &code, CODE).unwrap();
+        let mut batch = Batch::new();
+        let duration = batch.words(&[left.as_secs(), left.subsec_nanos().into()]);
+        let (number, [a, b, c, d, ..]) = wait;
+        match number {
+            libc::SYS_nanosleep => drop(batch.push_tolerant(calls::Nanosleep {
+                request: duration.into(),
+                remaining: b.into(),
+            })),
+            libc::SYS_clock_nanosleep => drop(batch.push_tolerant(calls::ClockNanosleep {
+                clock: a.into(),
+                flags: b.into(),
+                request: duration.into(),
+                remaining: d.into(),
+            })),
+            libc::SYS_poll => drop(batch.push_tolerant(calls::Poll {
+                descriptors: a.into(),
+                count: b.into(),
+                timeout: (left.as_millis() as u64).into(),
+            })),
+            _ => drop(batch.push_tolerant(calls::FutexWait {
+                address: a.into(),
+                operation: b.into(),
+                value: c.into(),
+                timeout: duration.into(),
+            })),
+        }
+        let bare = &mut self.bare;
+        let slept = bare.threads[index]
+            .run_asleep(&bare.scratch, &batch, || ())
+            .unwrap();
+        assert_eq!(slept, Asleep::Interrupted(()));
+        let thread = &mut bare.threads[index];
+        let mut own = *thread.registers();
+        [own.rdi, own.rsi, own.rdx, own.r10, own.r8, own.r9] = wait.1;
+        own.rip = CODE + 2;
+        own.rax = (-516i64) as u64;
+        own.orig_rax = number as u64;
+        thread.set_registers(own);
+    }
+
+    fn map_code(&mut self) {
+        self.run(|batch| {
+            batch.push(calls::Mprotect {
+                address: PAGE.into(),
+                length: 4096u64.into(),
+                protection: 7u64.into(),
+            });
+        });
+    }
+}
+
+#[test]
+fn sleeps_go_on_for_the_time_that_is_left_whatever_call_they_are() {
+    const ARGUMENT: u64 = PAGE + 768;
+    let waits: [Wait; 4] = [
+        (libc::SYS_nanosleep, [ARGUMENT, 0, 0, 0, 0, 0]),
+        (libc::SYS_clock_nanosleep, [7, 0, ARGUMENT, LEFT, 0, 0]),
+        (libc::SYS_poll, [0, 0, 900_000, 0, 0, 0]),
+        (libc::SYS_futex, [FUTEX, 128, 0, ARGUMENT, 0, 0]),
+    ];
+    for wait in waits {
+        for restarted in [false, true] {
+            let mut first = Ground::new();
+            first.map_code();
+            first.interrupt_in(1, wait, std::time::Duration::from_secs(600));
+            if restarted && wait.0 != libc::SYS_futex {
+                let mut own = *first.bare.threads[1].registers();
+                own.orig_rax = libc::SYS_restart_syscall as u64;
+                first.bare.threads[1].set_registers(own);
+            }
+            let found = first.ask();
+            let sleep = found.threads[1].sleep.unwrap();
+            let off = 600_000_000_000i64 - sleep.remaining as i64;
+            // The kernel itself adds the slack of its timers when it tells what is left.
+            assert!((-100_000..20_000_000_000).contains(&off), "{wait:?}: {off}");
+            let registers = found.threads[1].registers;
+            assert_eq!(registers.rax as i64, -516);
+            assert_eq!(registers.orig_rax, wait.0 as u64);
+            assert_eq!(registers.rip, CODE + 2);
+            let mut second = Ground::new();
+            second.map_code();
+            second.rebuild(&found, &[]).unwrap();
+            assert_same(&without_running(&found), &without_running(&second.ask()));
+        }
+    }
+}
+
+#[test]
+fn a_restored_sleep_ends_on_time_and_one_that_is_over_is_over() {
+    use std::time::{Duration, Instant};
+    let wait = (libc::SYS_nanosleep, [0x7000_0000, 0, 0, 0, 0, 0]);
+    let mut first = Ground::new();
+    first.map_code();
+    first.interrupt_in(0, wait, Duration::from_millis(1500));
+    let found = first.ask();
+    let left = found.threads[0].sleep.unwrap().remaining;
+    assert!(left < 1_500_000_000);
+    let mut second = Ground::new();
+    second.map_code();
+    let memory = crate::tracee::memory_of(second.bare.host_pid).unwrap();
+    // The call itself must not be made again: it would end the process at once, with another status.
+    let code = [0x0f, 5, 0x89, 0xc7, 0xb8, 0xe7, 0, 0, 0, 0x0f, 5];
+    std::os::unix::fs::FileExt::write_all_at(&memory, &code, CODE).unwrap();
+    let begin = Instant::now();
+    second.rebuild(&found, &[]).unwrap();
+    let leader = second.bare.threads.remove(0);
+    leader.release().unwrap();
+    let process = Process::new(second.bare.host_pid);
+    while process.stat().unwrap().state != State::Zombie {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(begin.elapsed() >= Duration::from_nanos(left));
+    assert_eq!(process.stat().unwrap().exit_code, 0);
+    // The first has slept on in the kernel meanwhile.
+    let found = first.ask();
+    assert_eq!(found.threads[0].sleep, None);
+    assert_eq!(found.threads[0].registers.rax, 0);
+    assert_eq!(found.threads[0].registers.rip, CODE + 2);
+}
+
+#[test]
+fn a_thread_in_a_restartable_sequence_goes_on_at_its_abort_address() {
+    let mut first = Ground::new();
+    let (area, section) = (PAGE + 64, PAGE + 128);
+    let memory = crate::tracee::memory_of(first.bare.host_pid).unwrap();
+    // The kernel looks for the signature in front of the abort address.
+    let (start, abort) = (PAGE + 1024, PAGE + 2048);
+    let words = [0u64, start, 0x100, abort];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let write = |bytes: &[u8], at: u64| {
+        std::os::unix::fs::FileExt::write_all_at(&memory, bytes, at).unwrap();
+    };
+    write(&bytes, section);
+    write(&7u32.to_le_bytes(), abort - 4);
+    first.run(|batch| {
+        batch.push(calls::Rseq {
+            address: area.into(),
+            length: 32u64.into(),
+            flags: 0u64.into(),
+            signature: 7u64.into(),
+        });
+    });
+    for (rip, expected) in [
+        (start, abort),
+        (start + 0xff, abort),
+        (start + 0x100, start + 0x100),
+    ] {
+        let thread = &mut first.bare.threads[0];
+        let mut own = *thread.registers();
+        own.rip = rip;
+        thread.set_registers(own);
+        // The kernel clears the pointer when it sees the thread elsewhere: in our batches.
+        write(&section.to_le_bytes(), area + 8);
+        thread.leave_sequence().unwrap();
+        assert_eq!(first.ask().threads[0].registers.rip, expected);
+    }
 }

@@ -1,18 +1,19 @@
 //! Threads: the processor's state, and what each thread has of its own in the kernel.
 
+mod sleep;
 mod xstate;
 
+pub use sleep::find as sleep;
 pub use xstate::{check_components, held as xstate_components};
 
 use super::{controls, credentials, scheduling, signals};
 use crate::error::{Context, Refusals, Result};
-use crate::image::process::{Registers, Thread};
+use crate::image::process::{Registers, Sleep, Thread};
 use crate::proc::read::Process;
 use crate::proc::status::Status;
 use crate::sys::ptrace::{self, Queue, UserRegs};
-use crate::sys::remote;
 use crate::tracee::Stopped;
-use crate::tracee::arch::restart;
+use crate::tracee::bare::Bare;
 use crate::tracee::batch::{Answer, Answers, Batch, Data};
 use crate::tracee::calls;
 use credentials::prctl;
@@ -60,7 +61,7 @@ pub fn ask(batch: &mut Batch) -> Ask {
 }
 
 impl Ask {
-    /// The thread, but for its seccomp filters.
+    /// The thread, but for its seccomp filters. `sleep` is what [`sleep()`] has found.
     pub fn collect(
         &self,
         answers: &Answers,
@@ -68,6 +69,7 @@ impl Ask {
         tid: i32,
         status: &Status,
         leader: i32,
+        sleep: Option<Sleep>,
     ) -> Result<Thread> {
         let host_tid = stopped.host_tid();
         let doing = || format!("asking about thread {tid}");
@@ -87,7 +89,8 @@ impl Ask {
         Ok(Thread {
             tid,
             comm: status.name.as_slice().into(),
-            registers: registers(leader, stopped.registers(), rseq),
+            registers: registers(leader, stopped.registers(), sleep),
+            sleep,
             extended: xstate::collect(host_tid).doing(doing)?,
             blocked: stopped.signal_mask(),
             pending: signals::pending_of(host_tid, Queue::Thread, status.signal_pending)?,
@@ -128,106 +131,13 @@ impl Ask {
 ///
 /// - An interrupted call whose result is one of ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND stays as it
 ///   is: with orig_rax set too, the kernel decides on resuming, as it would have here.
-/// - ERESTART_RESTARTBLOCK: what restart_syscall(2) needs is in the old kernel's task alone. The call is
-///   made again, with the remaining time where the kernel has left it in memory.
-/// - A thread inside a restartable sequence goes on at its abort address, as after any interruption:
-///   rseq(2) clears the pointer that would tell the kernel.
-fn registers(host_pid: i32, found: &UserRegs, rseq: u64) -> Registers {
+/// - ERESTART_RESTARTBLOCK: see [`sleep`](mod@sleep).
+fn registers(host_pid: i32, found: &UserRegs, sleep: Option<Sleep>) -> Registers {
     let mut own = *found;
-    if own.orig_rax as i64 >= 0 && own.rax as i64 == restart::ERESTART_RESTARTBLOCK {
-        restart_call(host_pid, &mut own);
-    }
-    if let Some(abort) = rseq_abort(host_pid, rseq, own.rip) {
-        own.rip = abort;
+    if sleep::is_interrupted(&own) {
+        sleep::normalize(host_pid, &mut own, sleep);
     }
     to_record(&own)
-}
-
-/// Makes the registers those of a thread that is about to make the interrupted call.
-fn restart_call(host_pid: i32, own: &mut UserRegs) {
-    const NANOSLEEP: u64 = libc::SYS_nanosleep as u64;
-    const CLOCK_NANOSLEEP: u64 = libc::SYS_clock_nanosleep as u64;
-    const RESTART: u64 = libc::SYS_restart_syscall as u64;
-    let number = match own.orig_rax {
-        RESTART => match interrupted_call(host_pid, own) {
-            Some(number) => number,
-            None => {
-                // As after a signal: a program has to expect it.
-                own.rax = (-i64::from(libc::EINTR)) as u64;
-                own.orig_rax = u64::MAX;
-                return;
-            }
-        },
-        number => number,
-    };
-    match number {
-        // The kernel has stored the remaining time there (kernel/time/hrtimer.c, nanosleep_copyout).
-        NANOSLEEP if own.rsi != 0 => own.rdi = own.rsi,
-        CLOCK_NANOSLEEP if own.r10 != 0 => own.rdx = own.r10,
-        _ => {}
-    }
-    own.rax = number;
-    own.rip = own.rip.wrapping_sub(2);
-    own.orig_rax = u64::MAX;
-}
-
-/// A call that was restarted before shows restart_syscall's number. Which one it was stands in the code
-/// in front of its `syscall` instruction (`mov eax, 35`), else in its arguments.
-fn interrupted_call(host_pid: i32, own: &UserRegs) -> Option<u64> {
-    const MOV_EAX: u8 = 0xb8;
-    const KNOWN: [i64; 4] = [
-        libc::SYS_nanosleep,
-        libc::SYS_clock_nanosleep,
-        libc::SYS_poll,
-        libc::SYS_futex,
-    ];
-    let mut code = [0; 32];
-    let start = own.rip.wrapping_sub(2 + code.len() as u64);
-    if remote::read(host_pid, start, &mut code) == Ok(code.len()) {
-        let found = code.windows(5).rev().find_map(|window| {
-            let number = u32::from_le_bytes([window[1], window[2], window[3], window[4]]);
-            let known = KNOWN.contains(&i64::from(number));
-            (window[0] == MOV_EAX && known).then_some(u64::from(number))
-        });
-        if found.is_some() {
-            return found;
-        }
-    }
-    // The address space starts above all small numbers.
-    let is_pointer = |word: u64| word >= 0x1000;
-    let number = if !is_pointer(own.rdi) && own.rsi <= 1 && is_pointer(own.rdx) {
-        libc::SYS_clock_nanosleep
-    } else if is_pointer(own.rdi) && is_futex_wait(own.rsi) && is_pointer(own.r10) {
-        libc::SYS_futex
-    } else if is_pointer(own.rdi) && (own.rsi == 0 || is_pointer(own.rsi)) {
-        libc::SYS_nanosleep
-    } else if own.rsi < 0x10_0000 {
-        libc::SYS_poll
-    } else {
-        return None;
-    };
-    Some(number as u64)
-}
-
-fn is_futex_wait(operation: u64) -> bool {
-    let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) as u64;
-    command == libc::FUTEX_WAIT as u64 || command == libc::FUTEX_WAIT_BITSET as u64
-}
-
-/// Where a thread goes on that was interrupted in a restartable sequence; `struct rseq_cs` of
-/// `<linux/rseq.h>`.
-fn rseq_abort(host_pid: i32, rseq: u64, rip: u64) -> Option<u64> {
-    const CS_OFFSET: u64 = 8;
-    let word = |address: u64| {
-        let mut bytes = [0; 8];
-        (remote::read(host_pid, address, &mut bytes) == Ok(8)).then(|| u64::from_le_bytes(bytes))
-    };
-    if rseq == 0 {
-        return None;
-    }
-    let section = word(rseq + CS_OFFSET).filter(|section| *section != 0)?;
-    let (start, length, abort) = (word(section + 8)?, word(section + 16)?, word(section + 24)?);
-    (rip.wrapping_sub(start) < length).then_some(abort)
 }
 
 fn to_record(own: &UserRegs) -> Registers {
@@ -354,12 +264,38 @@ pub fn rebuild(batch: &mut Batch, pid: i32, thread: &Thread, held: u64) {
     ));
 }
 
-/// Gives a built thread its processor state: what it goes on with when it is released.
-pub fn finish(stopped: &mut Stopped, thread: &Thread) -> Result<()> {
+/// Gives the threads of a built process their processor state, what they go on with when they are
+/// released, and takes our pages away. Everything else is in place. The vdso is, too.
+pub fn finish_all(bare: &mut Bare, threads: &[Thread]) -> Result<()> {
+    let mut registers = Vec::with_capacity(threads.len());
+    for (index, thread) in threads.iter().enumerate() {
+        registers.push(match thread.sleep {
+            Some(sleep) => sleep::rebuild(bare, index, &thread.registers, sleep)
+                .doing(|| format!("finishing thread {}", thread.tid))?,
+            None => thread.registers,
+        });
+    }
+    bare.remove_scratch()?;
+    for ((stopped, thread), registers) in bare.threads.iter_mut().zip(threads).zip(&registers) {
+        give(stopped, thread, registers)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) fn finish_in(bare: &mut Bare, index: usize, thread: &Thread) -> Result<()> {
+    let registers = match thread.sleep {
+        Some(sleep) => sleep::rebuild(bare, index, &thread.registers, sleep)?,
+        None => thread.registers,
+    };
+    give(&mut bare.threads[index], thread, &registers)
+}
+
+fn give(stopped: &mut Stopped, thread: &Thread, registers: &Registers) -> Result<()> {
     let host_tid = stopped.host_tid();
     let doing = || format!("giving thread {} its registers", thread.tid);
     xstate::rebuild(host_tid, &thread.extended).doing(doing)?;
-    let registers = from_record(&thread.registers, stopped.registers());
+    let registers = from_record(registers, stopped.registers());
     stopped.set_registers(registers);
     stopped.set_signal_mask(thread.blocked);
     stopped.put_back().doing(doing)

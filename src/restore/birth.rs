@@ -346,6 +346,7 @@ impl<'a> Nursery<'a> {
         if let Some(vdso) = &alive.memory.vdso {
             bare.place_vdso(vdso.start)?;
         }
+        let shared = seccomp::shared(&alive.threads);
         for (index, thread) in alive.threads.iter().enumerate() {
             let host_tid = bare
                 .threads
@@ -357,7 +358,6 @@ impl<'a> Nursery<'a> {
             if index == 0 {
                 signals::rebuild_process(&mut batch, pid, &alive.pending);
             }
-            let shared = seccomp::shared(&alive.threads);
             seccomp::rebuild_thread(&mut batch, thread, index == 0, shared, &records.seccomp)?;
             threads::rebuild(&mut batch, pid, thread, capabilities);
             if index == 0 {
@@ -366,11 +366,7 @@ impl<'a> Nursery<'a> {
             }
             bare.run_in(index, &batch)?;
         }
-        bare.remove_scratch()?;
-        for (stopped, thread) in bare.threads.iter_mut().zip(&alive.threads) {
-            threads::finish(stopped, thread)?;
-        }
-        Ok(())
+        threads::finish_all(bare, &alive.threads)
     }
 
     /// Lets everybody go: first those that were stopped, so that their parents do not see it.

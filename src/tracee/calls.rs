@@ -207,6 +207,16 @@ calls! {
     Semop { id, operations, count } = SYS_semop(id, operations, count) -> ();
     /// semctl(2)
     Semctl { id, index, command, argument } = SYS_semctl(id, index, command, argument) -> i32;
+    /// restart_syscall(2)
+    RestartSyscall {} = SYS_restart_syscall() -> ();
+    /// nanosleep(2)
+    Nanosleep { request, remaining } = SYS_nanosleep(request, remaining) -> ();
+    /// clock_nanosleep(2)
+    ClockNanosleep { clock, flags, request, remaining } = SYS_clock_nanosleep(clock, flags, request, remaining) -> ();
+    /// poll(2)
+    Poll { descriptors, count, timeout } = SYS_poll(descriptors, count, timeout) -> i32;
+    /// futex(2), FUTEX_WAIT.
+    FutexWait { address, operation, value, timeout } = SYS_futex(address, operation, value, timeout) -> ();
     /// arch_prctl(2) with an option whose result is the answer.
     ArchGet { option, address } = SYS_arch_prctl(option, address) -> i32;
     /// get_mempolicy(2) of the thread; `nodes` has room for `most` bits.

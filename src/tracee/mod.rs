@@ -43,6 +43,23 @@ pub struct Stopped {
     only_here: PhantomData<*const ()>,
 }
 
+/// What became of a call that sleeps; see [`Stopped::run_asleep`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asleep<T> {
+    /// It did not sleep, or was over before it was interrupted: its result.
+    Over(u64),
+    /// It was interrupted, and what was seen meanwhile.
+    Interrupted(T),
+}
+
+/// Whether a thread waits for something that a signal can interrupt.
+fn is_asleep(host_tid: i32) -> Result<bool> {
+    let path = format!("/proc/{host_tid}/stat");
+    let text = std::fs::read(&path).doing(|| format!("reading {path}"))?;
+    let state = text.iter().rposition(|&byte| byte == b')');
+    Ok(state.is_some_and(|at| text.get(at + 2) == Some(&b'S')))
+}
+
 fn gone(host_tid: i32) -> impl Fn(Errno) -> Error {
     move |errno| match errno {
         Errno::ESRCH | Errno::ECHILD => Cause::Gone { host_pid: host_tid }.into(),
@@ -117,6 +134,7 @@ impl Seized {
         }
         let mut stopped = Stopped::at(tid)?;
         stopped.group_stop = (signal != libc::SIGTRAP).then_some(signal);
+        stopped.leave_sequence()?;
         Ok(stopped)
     }
 }
@@ -132,6 +150,41 @@ impl Stopped {
             late_stop: None,
             only_here: PhantomData,
         })
+    }
+
+    /// Moves a thread that was interrupted in a restartable sequence to its abort address: what the
+    /// kernel would do when it goes on. But the kernel looks at the registers of that moment, which may
+    /// be those of a batch; then it takes the sequence for left, and a thread that was put back into it
+    /// would go on there as if nothing had happened. `struct rseq` and `struct rseq_cs` are in
+    /// `<linux/rseq.h>`.
+    pub(crate) fn leave_sequence(&mut self) -> Result<()> {
+        const CS_OFFSET: u64 = 8;
+        let tid = self.host_tid;
+        let (area, ..) = match ptrace::rseq(tid) {
+            Ok(found) => found,
+            // A kernel without rseq.
+            Err(Errno::EIO | Errno::EINVAL) => return Ok(()),
+            Err(errno) => return Err(gone(tid)(errno)),
+        };
+        let words = |address: u64| {
+            let mut bytes = [0; 32];
+            let length = if address == area + CS_OFFSET { 8 } else { 32 };
+            (remote::read(tid, address, &mut bytes[..length]) == Ok(length)).then(|| {
+                let (words, _) = bytes.as_chunks::<8>();
+                [words[0], words[1], words[2], words[3]].map(u64::from_le_bytes)
+            })
+        };
+        if area == 0 {
+            return Ok(());
+        }
+        let section = words(area + CS_OFFSET).map_or(0, |words| words[0]);
+        if section != 0
+            && let Some([_, start, length, abort]) = words(section)
+            && self.own.rip.wrapping_sub(start) < length
+        {
+            self.own.rip = abort;
+        }
+        Ok(())
     }
 
     /// The thread, as this host numbers it.
@@ -196,23 +249,10 @@ impl Stopped {
         if batch.is_empty() {
             return Ok(Answers::new(batch, Vec::new()));
         }
-        let (entries, length) = self.load(scratch, batch)?;
-        let tid = self.host_tid;
+        let length = self.load(scratch, batch)?;
+        ptrace::cont(self.host_tid, 0).map_err(gone(self.host_tid))?;
         let at_end = self.wait_for_home(scratch)?;
-        let done = (at_end.r12 - entries) as usize / (arch::ENTRY_WORDS * 8);
-        let mut bytes = vec![0; length];
-        scratch
-            .memory
-            .read_exact_at(&mut bytes, entries)
-            .doing(|| "reading the answers of a batch")?;
-        let answers = Answers::new(batch, bytes);
-        if done < batch.len() {
-            let errno = Errno::from_raw(-(answers.word(done) as i64) as i32);
-            return Err(Error::from(errno)
-                .doing(batch.describe(done, errno))
-                .doing(format!("in thread {tid}")));
-        }
-        Ok(answers)
+        self.answers(scratch, batch, length, &at_end)
     }
 
     /// Begins a batch from which there is no way back: its last call ends the thread.
@@ -229,8 +269,8 @@ impl Stopped {
         ptrace::cont(self.host_tid, signal).map_err(gone(self.host_tid))
     }
 
-    /// Puts a batch in place: where its entries are, and how many bytes they and their data take.
-    fn load(&mut self, scratch: &Scratch, batch: &Batch) -> Result<(u64, usize)> {
+    /// Puts a batch in place: how many bytes its entries and their data take.
+    fn load(&mut self, scratch: &Scratch, batch: &Batch) -> Result<usize> {
         let tid = self.host_tid;
         if batch.size() as u64 > scratch.data_size {
             return Err(Error::bug(format!("a batch of {} bytes", batch.size())));
@@ -254,39 +294,127 @@ impl Stopped {
         let entries = base + arch::HOME_SIZE as u64;
         let registers = arch::batch_registers(&self.own, scratch.code, entries, batch.len() as u64);
         ptrace::set_registers(tid, &registers).map_err(gone(tid))?;
-        Ok((entries, area.len() - arch::HOME_SIZE))
+        Ok(area.len() - arch::HOME_SIZE)
     }
 
-    /// Lets a batch run until it stops with the home signal at the end of the loop.
+    fn answers(
+        &self,
+        scratch: &Scratch,
+        batch: &Batch,
+        length: usize,
+        at_end: &UserRegs,
+    ) -> Result<Answers> {
+        let tid = self.host_tid;
+        let entries = scratch.code + arch::DATA_OFFSET + arch::HOME_SIZE as u64;
+        let done = (at_end.r12 - entries) as usize / (arch::ENTRY_WORDS * 8);
+        let mut bytes = vec![0; length];
+        scratch
+            .memory
+            .read_exact_at(&mut bytes, entries)
+            .doing(|| "reading the answers of a batch")?;
+        let answers = Answers::new(batch, bytes);
+        if done < batch.len() {
+            let errno = Errno::from_raw(-(answers.word(done) as i64) as i32);
+            return Err(Error::from(errno)
+                .doing(batch.describe(done, errno))
+                .doing(format!("in thread {tid}")));
+        }
+        Ok(answers)
+    }
+
+    /// Runs a batch of one call that sleeps. Once the thread is asleep, `meanwhile` is run, and then the
+    /// call is interrupted. The kernel now holds what it needs to go on with it: a thread that is released
+    /// with -ERESTART_RESTARTBLOCK in its registers does so. Nothing that clears that may run in the
+    /// thread until then: no other call that sleeps.
+    pub fn run_asleep<T>(
+        &mut self,
+        scratch: &Scratch,
+        batch: &Batch,
+        meanwhile: impl FnOnce() -> T,
+    ) -> Result<Asleep<T>> {
+        let tid = self.host_tid;
+        let length = self.load(scratch, batch)?;
+        ptrace::cont(tid, 0).map_err(gone(tid))?;
+        let deadline = Instant::now() + SOON;
+        loop {
+            match ptrace::wait(tid, false).map_err(gone(tid))? {
+                Some((_, event)) => match self.home(scratch, event)? {
+                    Some(at_end) => {
+                        let answers = self.answers(scratch, batch, length, &at_end)?;
+                        return Ok(Asleep::Over(answers.word(0)));
+                    }
+                    None => ptrace::cont(tid, 0).map_err(gone(tid))?,
+                },
+                None if is_asleep(tid)? => break,
+                None if Instant::now() > deadline => {
+                    return Err(Error::bug(format!("thread {tid} does not go to sleep")));
+                }
+                None => std::thread::sleep(Duration::from_micros(20)),
+            }
+        }
+        let seen = meanwhile();
+        ptrace::interrupt(tid).map_err(gone(tid))?;
+        loop {
+            let Some((_, event)) = ptrace::wait(tid, true).map_err(gone(tid))? else {
+                return Err(Cause::Gone { host_pid: tid }.into());
+            };
+            let registers = match event {
+                Event::Stop { .. } => ptrace::registers(tid).map_err(gone(tid))?,
+                event => match self.home(scratch, event)? {
+                    Some(at_end) => {
+                        let answers = self.answers(scratch, batch, length, &at_end)?;
+                        return Ok(Asleep::Over(answers.word(0)));
+                    }
+                    None => {
+                        ptrace::cont(tid, 0).map_err(gone(tid))?;
+                        continue;
+                    }
+                },
+            };
+            let in_call = registers.orig_rax as i64 >= 0;
+            if in_call && registers.rax as i64 == arch::restart::ERESTART_RESTARTBLOCK {
+                return Ok(Asleep::Interrupted(seen));
+            }
+            ptrace::cont(tid, 0).map_err(gone(tid))?;
+        }
+    }
+
+    /// Waits until a batch has stopped with the home signal at the end of the loop.
     fn wait_for_home(&mut self, scratch: &Scratch) -> Result<UserRegs> {
         let tid = self.host_tid;
         loop {
-            ptrace::cont(tid, 0).map_err(gone(tid))?;
-            match ptrace::wait(tid, true).map_err(gone(tid))? {
-                Some((_, Event::Signal(signal))) => {
-                    let registers = ptrace::registers(tid).map_err(gone(tid))?;
-                    let at_home = registers.rip == scratch.code + arch::home_offset();
-                    if signal == scratch.home_signal && at_home {
-                        return Ok(registers);
-                    }
-                    // Only stop signals cannot be masked; a home signal from elsewhere is one that this
-                    // process ignores. Anything else is a fault in the loop.
-                    match signal {
-                        libc::SIGSTOP => self.late_stop = Some(signal),
-                        signal if signal == scratch.home_signal => {}
-                        signal => {
-                            return Err(Error::bug(format!(
-                                "signal {signal} at {:#x} in a batch of thread {tid}",
-                                registers.rip
-                            )));
-                        }
-                    }
-                }
-                Some((_, Event::Gone(_))) | None => {
-                    return Err(Cause::Gone { host_pid: tid }.into());
-                }
-                Some((_, Event::Stop { .. } | Event::Other(_))) => {}
+            let Some((_, event)) = ptrace::wait(tid, true).map_err(gone(tid))? else {
+                return Err(Cause::Gone { host_pid: tid }.into());
+            };
+            if let Some(at_end) = self.home(scratch, event)? {
+                return Ok(at_end);
             }
+            ptrace::cont(tid, 0).map_err(gone(tid))?;
+        }
+    }
+
+    /// The registers at the end of the loop, if the event says that the thread is there.
+    fn home(&mut self, scratch: &Scratch, event: Event) -> Result<Option<UserRegs>> {
+        let tid = self.host_tid;
+        let signal = match event {
+            Event::Signal(signal) => signal,
+            Event::Gone(_) => return Err(Cause::Gone { host_pid: tid }.into()),
+            Event::Stop { .. } | Event::Other(_) => return Ok(None),
+        };
+        let registers = ptrace::registers(tid).map_err(gone(tid))?;
+        let at_home = registers.rip == scratch.code + arch::home_offset();
+        // Only stop signals cannot be masked; a home signal from elsewhere is one that this process
+        // ignores. Anything else is a fault in the loop.
+        match signal {
+            signal if signal == scratch.home_signal => Ok(at_home.then_some(registers)),
+            libc::SIGSTOP => {
+                self.late_stop = Some(signal);
+                Ok(None)
+            }
+            signal => Err(Error::bug(format!(
+                "signal {signal} at {:#x} in a batch of thread {tid}",
+                registers.rip
+            ))),
         }
     }
 
