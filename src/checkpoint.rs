@@ -20,8 +20,8 @@ use crate::image::archive::{Output as ArchiveOutput, Writer};
 use crate::image::header::Container as Identity;
 use crate::proc::read::Process;
 use crate::request::{
-    After, Checkpoint, CheckpointReport, External, Facts, Output, Phase, Progress, Rootfs, Stage,
-    Target, Tcp, Watcher,
+    After, Checkpoint, CheckpointReport, EmptyNamespace, External, Facts, Output, Phase, Progress,
+    Rootfs, Stage, Target, Tcp, Watcher,
 };
 use crate::resource::cgroup::Cgroups;
 use crate::resource::cgroup::freezer::Freezer;
@@ -215,6 +215,16 @@ fn collect_options(
             ext_unix_sk: options.external_unix,
         },
         mounts,
+        namespaces: external
+            .iter()
+            .filter_map(|one| match one {
+                External::Namespace { kind, inode, name } => {
+                    Some((kind.clone(), *inode, name.clone()))
+                }
+                _ => None,
+            })
+            .collect(),
+        empty_net: options.empty_namespaces.contains(&EmptyNamespace::Net),
     })
 }
 

@@ -252,23 +252,60 @@ impl Work<'_, '_> {
     fn namespaces(&self, pages: &Pages<'_>) -> Result<Namespaces> {
         let records = self.records;
         let mut made = Namespaces::default();
-        if records.has_own("net") {
-            made.net = Some(ns::fresh_with(Kind::Net, || match &records.net {
-                Some(record) => net::rebuild(record),
-                None => net::lo_up(),
-            })?);
+        let fill_net = || match &records.net {
+            Some(record) => net::rebuild(record),
+            None => net::lo_up(),
+        };
+        if let Some(given) = self.given_namespace("net")? {
+            ns::inside(&[given.as_fd()], fill_net)?;
+            made.net = Some(given);
+        } else if records.has_own("net") {
+            made.net = Some(ns::fresh_with(Kind::Net, fill_net)?);
         }
-        if records.has_own("ipc") {
+        made.ipc = self.given_namespace("ipc")?;
+        if made.ipc.is_none() && records.has_own("ipc") {
             made.ipc = Some(ns::fresh_with(Kind::Ipc, || match &records.ipc {
                 Some(record) => ipc::rebuild(record, pages),
                 None => Ok(()),
             })?);
         }
-        if let Some(record) = &records.uts {
+        made.uts = self.given_namespace("uts")?;
+        if let (None, Some(record)) = (&made.uts, &records.uts) {
             made.uts = Some(ns::fresh_with(Kind::Uts, || uts::rebuild(record))?);
         }
-        made.time = Some(time::new_time_namespace(&time::offsets(&records.time)?)?);
+        made.time = match self.given_namespace("time")? {
+            Some(given) => Some(given),
+            None => Some(time::new_time_namespace(&time::offsets(&records.time)?)?),
+        };
         Ok(made)
+    }
+
+    /// A namespace that the caller wants to be gone into, or that the image left outside.
+    fn given_namespace(&self, kind: &str) -> Result<Option<OwnedFd>> {
+        let options = self.request.options();
+        if let Some(join) = options.join.iter().find(|join| join.kind == kind) {
+            return std::fs::File::open(&join.path)
+                .map(|file| Some(file.into()))
+                .doing(|| format!("opening the {kind} namespace {}", join.path.display()));
+        }
+        let named = self
+            .records
+            .namespaces
+            .iter()
+            .find(|one| one.kind == kind)
+            .and_then(|one| one.external.as_ref());
+        let Some(name) = named else {
+            return Ok(None);
+        };
+        match options.inherit.iter().find(|given| given.key == *name) {
+            Some(given) => Ok(Some(given.fd.try_clone()?)),
+            None => Err(Error::coded(
+                "E-NS-EXTERNAL",
+                Exit::Usage,
+                format!("nothing was given for the external {kind} namespace {name}"),
+                format!("give a namespace: criu restore --inherit-fd fd[N]:{name}"),
+            )),
+        }
     }
 
     /// The first process, with a descriptor that stands for this one and nothing else.
@@ -502,7 +539,8 @@ impl Work<'_, '_> {
         }
         fault::point("tree-born")?;
         fault::point("memory-filled")?;
-        if let (Some(namespace), Some(record)) = (&namespaces.ipc, &records.ipc) {
+        let joined = options.join.iter().any(|join| join.kind == "ipc");
+        if let (Some(namespace), Some(record), false) = (&namespaces.ipc, &records.ipc, joined) {
             ns::inside(&[namespace.as_fd()], || ipc::finish(record))?;
         }
         nursery.threads()?;

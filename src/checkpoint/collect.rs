@@ -39,6 +39,10 @@ pub struct Options {
     pub sockets: sockets::Choices,
     /// Mounts.
     pub mounts: mnt::Options,
+    /// Namespaces that stay outside: kind, inode, name.
+    pub namespaces: Vec<(String, u64, String)>,
+    /// Somebody else fills the new network namespace.
+    pub empty_net: bool,
 }
 
 /// A whole container.
@@ -94,7 +98,9 @@ pub fn collect(
     refusals: &mut Refusals,
 ) -> Result<Collected> {
     let init = container.init()?.host_pid;
-    let namespaces = namespaces::survey(init, &host_tids(container), refusals)?;
+    let mut namespaces = namespaces::survey(init, &host_tids(container), refusals)?;
+    mark_external(&mut namespaces, &options.namespaces, refusals);
+    let namespaces = namespaces;
     let is_own = |kind: &str| namespaces.iter().any(|one| one.kind == kind && !one.host);
     let mut semaphores = if is_own("ipc") {
         Some(ipc::undo::Asker::new(
@@ -177,9 +183,13 @@ pub fn collect(
         None
     };
     let net = if is_own("net") {
+        let outside = options.empty_net
+            || namespaces
+                .iter()
+                .any(|one| one.kind == "net" && one.external.is_some());
         Some(net::capture(
             ns::open(init, ns::Kind::Net)?.as_fd(),
-            false,
+            outside,
             refusals,
         )?)
     } else {
@@ -279,6 +289,29 @@ fn ask(
         answered.threads.push(record);
     }
     Ok(answered)
+}
+
+/// Notes which namespaces the caller of the restore will give.
+fn mark_external(
+    namespaces: &mut [Namespace],
+    named: &[(String, u64, String)],
+    refusals: &mut Refusals,
+) {
+    for (kind, inode, name) in named {
+        let found = namespaces
+            .iter_mut()
+            .find(|one| one.kind == *kind && one.inode == *inode && !one.host);
+        match found {
+            Some(_) if kind != "net" => refusals.add(
+                "E-NS-EXTERNAL",
+                format!("{kind}[{inode}]:{name}"),
+                "only a network namespace can be given to a restored container",
+                "let the container have one of its own",
+            ),
+            Some(one) => one.external = Some(name.clone()),
+            None => tracing::info!("the container is not in {kind}[{inode}] ({name})"),
+        }
+    }
 }
 
 fn host_tids(container: &Container) -> Vec<i32> {

@@ -19,4 +19,8 @@ pub struct Namespace {
     /// It is the host's own: nothing of it is recorded, and the restored processes use the new
     /// host's.
     pub host: bool,
+    /// The name under which the caller of the restore gives another one in its place: nothing of it is
+    /// made anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<String>,
 }

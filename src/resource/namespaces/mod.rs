@@ -28,6 +28,7 @@ pub fn survey(init: i32, host_pids: &[i32], refusals: &mut Refusals) -> Result<V
             kind: kind.name().to_owned(),
             inode: inode_of_init,
             host: inode_of_init == own,
+            external: None,
         });
         if kind == Kind::User && inode_of_init != own {
             refusals.add(
