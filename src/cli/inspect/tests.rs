@@ -242,6 +242,7 @@ fn image(processes: &[Process]) -> Reader {
         kind: kind.into(),
         inode: 1,
         host,
+        external: None,
     };
     let list = [
         listed("pid", false),
