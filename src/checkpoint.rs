@@ -36,6 +36,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Instant;
+use stop::Scope;
 
 /// Checkpoints a container.
 pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<CheckpointReport> {
@@ -45,12 +46,16 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
             return Err(Error::bug(format!("container {id} was not looked up")));
         }
     };
-    require_init(init)?;
+    let scope = scope(init)?;
     fault::point("found")?;
     let options = request.options();
     let config = read_config(request)?;
     let cgroups = Cgroups::of_container(init, &known_cgroups(request), &[])?;
-    let mut freezer = Freezer::find(&cgroups)?;
+    // The cgroup of a tree of processes that is no container may hold others too.
+    let mut freezer = match scope {
+        Scope::Namespace(_) => Freezer::find(&cgroups)?,
+        Scope::Tree(_) => None,
+    };
     let guard = match &freezer {
         Some(freezer) => Some(Guard::start(freezer.undo()?)?),
         None => None,
@@ -64,7 +69,7 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
     }
     fault::point("frozen")?;
     let mut refusals = Refusals::new();
-    let mut container = stop::hold(init, freezer.as_mut(), &mut refusals)?;
+    let mut container = stop::hold(scope, freezer.as_mut(), &mut refusals)?;
     let freezing = begun.elapsed();
     fault::point("thawed-into-trap")?;
     watcher.notify(Stage::NetworkLock, &Facts::default())?;
@@ -114,7 +119,8 @@ fn progress(phase: Phase) -> Progress {
     }
 }
 
-fn require_init(host_pid: i32) -> Result<()> {
+/// A container, or any process with its descendants.
+fn scope(host_pid: i32) -> Result<Scope> {
     let process = Process::new(host_pid);
     let status = process.status().map_err(|error| {
         if process.exists() {
@@ -128,15 +134,21 @@ fn require_init(host_pid: i32) -> Result<()> {
             )
         }
     })?;
-    if status.own_pid() != 1 || status.ns_pid.len() < 2 {
-        return Err(Error::coded(
-            "E-NO-INIT",
-            Exit::Refused,
-            format!("process {host_pid} is not the first of a PID namespace"),
-            "give the number of a container's first process",
-        ));
+    let own = std::fs::read_link("/proc/self/ns/pid").doing(|| "reading /proc/self/ns/pid")?;
+    let path = process.path("ns/pid");
+    let theirs = std::fs::read_link(&path).doing(|| format!("reading {}", path.display()))?;
+    if own == theirs {
+        return Ok(Scope::Tree(host_pid));
     }
-    Ok(())
+    if status.own_pid() == 1 {
+        return Ok(Scope::Namespace(host_pid));
+    }
+    Err(Error::coded(
+        "E-NO-INIT",
+        Exit::Refused,
+        format!("process {host_pid} is in another PID namespace and not the first of it"),
+        "give the number of that namespace's first process",
+    ))
 }
 
 fn read_config(request: &Checkpoint) -> Result<Option<serde_json::Value>> {
@@ -225,6 +237,8 @@ fn collect_options(
             })
             .collect(),
         empty_net: options.empty_namespaces.contains(&EmptyNamespace::Net),
+        cgroups: Some(cgroups.clone()),
+        shell_job: options.shell_job,
     })
 }
 

@@ -25,7 +25,7 @@ use crate::resource::files::{Contents, Env, Rebuilder};
 use crate::resource::memory::build;
 use crate::resource::memory::fill::Pages;
 use crate::resource::namespaces::{ipc, mnt, net, time, uts};
-use crate::resource::{sockets, tree};
+use crate::resource::{cgroup, sockets, tree};
 use crate::sys::ns::{self, Kind};
 use crate::sys::{clone, descriptor, pidfd};
 use crate::tracee::bare::{self, Bare, Vdso, Zone};
@@ -85,6 +85,7 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
         steps: &steps,
         prepared: &prepared,
         watcher,
+        conductor: None,
     };
     let mut report = RestoreReport {
         processes: records.processes.len(),
@@ -164,6 +165,8 @@ struct Work<'a, 'w> {
     steps: &'a [tree::Step],
     prepared: &'a root::Prepared,
     watcher: &'w mut dyn Watcher,
+    /// This process, as the processes that are built know it.
+    conductor: Option<OwnedFd>,
 }
 
 /// New namespaces, held by descriptors.
@@ -195,7 +198,9 @@ impl Work<'_, '_> {
         let (mut init, conductor) = self.first_process()?;
         fault::point("init-born")?;
         let host_pid = init.host_pid;
+        let cgroups = self.cgroups()?;
         let built = (|| {
+            cgroups.enter(init.pid, host_pid)?;
             let init_fd = pidfd::open(host_pid)?;
             let proc = self.enter(&mut init, &mut namespaces, conductor, init_fd.as_fd())?;
             let facts = Facts {
@@ -220,7 +225,7 @@ impl Work<'_, '_> {
             self.watcher
                 .notify(Stage::PostSetupNamespaces, &Facts::default())?;
             let mut nursery = Nursery::new(records, init, conductor)?;
-            let result = self.populate(&mut nursery, &world, terminals, report);
+            let result = self.populate(&mut nursery, &world, terminals, &cgroups, report);
             if let Err(error) = result {
                 nursery.abandon();
                 return Err(error);
@@ -240,12 +245,26 @@ impl Work<'_, '_> {
             Ok(init_fd)
         })();
         match built {
-            Ok(init_fd) => Ok((host_pid, init_fd)),
+            Ok(init_fd) => {
+                cgroups.keep();
+                Ok((host_pid, init_fd))
+            }
             Err(error) => {
                 kill_all(host_pid);
                 Err(error)
             }
         }
+    }
+
+    /// The container's own control groups. Where a runtime drives the restore it has made them, and this
+    /// process is in them already.
+    fn cgroups(&self) -> Result<cgroup::tree::Made> {
+        if !matches!(self.request.place(), Place::Bundle { .. }) {
+            return Ok(cgroup::tree::Made::default());
+        }
+        let old = self.image.header().container.id.as_str();
+        let rename = self.request.options().id.as_deref().map(|new| (old, new));
+        cgroup::tree::rebuild(&self.records.cgroups, rename)
     }
 
     /// Namespaces that can be made before anybody is in them.
@@ -273,9 +292,13 @@ impl Work<'_, '_> {
         if let (None, Some(record)) = (&made.uts, &records.uts) {
             made.uts = Some(ns::fresh_with(Kind::Uts, || uts::rebuild(record))?);
         }
+        // A tree of the host's own processes goes on with the host's clocks.
         made.time = match self.given_namespace("time")? {
             Some(given) => Some(given),
-            None => Some(time::new_time_namespace(&time::offsets(&records.time)?)?),
+            None if records.has_own("pid") => {
+                Some(time::new_time_namespace(&time::offsets(&records.time)?)?)
+            }
+            None => None,
         };
         Ok(made)
     }
@@ -309,7 +332,7 @@ impl Work<'_, '_> {
     }
 
     /// The first process, with a descriptor that stands for this one and nothing else.
-    fn first_process(&self) -> Result<(Bare, RemoteFd)> {
+    fn first_process(&mut self) -> Result<(Bare, RemoteFd)> {
         let highest = self
             .records
             .files
@@ -324,27 +347,26 @@ impl Work<'_, '_> {
         let conductor = descriptor::duplicate_above(own.as_fd(), lowest)
             .doing(|| format!("reserving descriptor {lowest} or above"))?;
         let number = conductor.as_raw_fd();
-        let mut flags = libc::CLONE_NEWPID;
+        let mut flags = if self.records.has_own("pid") {
+            libc::CLONE_NEWPID
+        } else {
+            0
+        };
         if self.request.options().sibling {
             flags |= libc::CLONE_PARENT;
         }
         let zone = zone(self.records)?;
-        let mut init = bare::spawn(flags as u64, 1, zone, &own_vdso()?, clone::own_rseq())?;
-        let mut batch = Batch::new();
-        if number > 0 {
-            batch.push(calls::CloseRange {
-                first: 0u64.into(),
-                last: (number - 1).into(),
-                flags: 0u64.into(),
-            });
-        }
-        batch.push(calls::CloseRange {
-            first: (number + 1).into(),
-            last: u64::from(u32::MAX).into(),
-            flags: 0u64.into(),
-        });
-        init.run(&batch)?;
-        drop(conductor);
+        let mut init = bare::spawn(
+            flags as u64,
+            self.records.top()?,
+            zone,
+            &own_vdso()?,
+            clone::own_rseq(),
+        )
+        .map_err(taken)?;
+        only_descriptor(&mut init, number)?;
+        // It stays open: those that are born later have it under the same number.
+        self.conductor = Some(conductor);
         Ok((init, RemoteFd(number)))
     }
 
@@ -475,6 +497,7 @@ impl Work<'_, '_> {
         nursery: &mut Nursery<'_>,
         world: &World<'_>,
         terminals: Vec<mnt::Terminal>,
+        cgroups: &cgroup::tree::Made,
         report: &mut RestoreReport,
     ) -> Result<()> {
         let World {
@@ -528,14 +551,14 @@ impl Work<'_, '_> {
         };
         let forking = Instant::now();
         for step in self.steps {
-            nursery.step(*step, &materials, &files, &mut |pid| {
-                Err(Error::coded(
-                    "E-JOINED",
-                    Exit::Refused,
-                    format!("process {pid} was put into the container from outside"),
-                    "end it before the checkpoint",
-                ))
+            nursery.step(*step, &materials, &files, &mut |init, pid| {
+                self.join_process(init, pid)
             })?;
+            if let tree::Step::Fork { pid, .. } | tree::Step::Spawn { pid } = *step
+                && let Some(host_pid) = nursery.host_pid(pid)
+            {
+                cgroups.enter(pid, host_pid)?;
+            }
         }
         fault::point("tree-born")?;
         fault::point("memory-filled")?;
@@ -587,6 +610,41 @@ impl Work<'_, '_> {
         fault::point("finished")
     }
 
+    /// A process that was put into the container from outside, as `runc exec` does: a child of this one,
+    /// in all the namespaces of the first.
+    fn join_process(&self, init: &Bare, pid: i32) -> Result<Bare> {
+        let own = ns::open_own(Kind::Pid)?;
+        let theirs = ns::open(init.host_pid, Kind::Pid)?;
+        let pid_flag = nix::sched::CloneFlags::CLONE_NEWPID;
+        nix::sched::setns(&theirs, pid_flag).doing(|| "entering the container's PID namespace")?;
+        let spawned = bare::spawn(0, pid, init.zone(), &own_vdso()?, clone::own_rseq());
+        // Whatever this thread starts from here on is to be where it belongs again.
+        nix::sched::setns(&own, pid_flag).doing(|| "leaving the container's PID namespace")?;
+        let mut spawned = spawned.map_err(taken)?;
+        let conductor = self
+            .conductor
+            .as_ref()
+            .ok_or_else(|| Error::bug("the first process is not born"))?
+            .as_raw_fd();
+        only_descriptor(&mut spawned, conductor)?;
+        for kind in [
+            Kind::Time,
+            Kind::Cgroup,
+            Kind::Net,
+            Kind::Ipc,
+            Kind::Uts,
+            Kind::Mnt,
+        ] {
+            let namespace = ns::open(init.host_pid, kind)?;
+            let here = ns::open_own(kind)?;
+            if nix::sys::stat::fstat(&namespace)?.st_ino == nix::sys::stat::fstat(&here)?.st_ino {
+                continue;
+            }
+            join(&mut spawned, RemoteFd(conductor), &namespace)?;
+        }
+        Ok(spawned)
+    }
+
     fn sockets(
         &self,
         files: &mut Rebuilder<'_>,
@@ -627,6 +685,37 @@ impl Work<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Closes everything that a bare process has of the conductor's but one.
+fn only_descriptor(bare: &mut Bare, number: i32) -> Result<()> {
+    let mut batch = Batch::new();
+    if number > 0 {
+        batch.push(calls::CloseRange {
+            first: 0u64.into(),
+            last: (number - 1).into(),
+            flags: 0u64.into(),
+        });
+    }
+    batch.push(calls::CloseRange {
+        first: (number + 1).into(),
+        last: u64::from(u32::MAX).into(),
+        flags: 0u64.into(),
+    });
+    bare.run(&batch).map(drop)
+}
+
+/// A number that somebody has already.
+fn taken(error: Error) -> Error {
+    if error.errno() == Some(nix::errno::Errno::EEXIST) {
+        return Error::coded(
+            "E-PID-IN-USE",
+            Exit::Host,
+            error.to_string(),
+            "end the process that has the number, or restore in a PID namespace of its own",
+        );
+    }
+    error
 }
 
 /// Enters a namespace, a descriptor of the conductor's.

@@ -2,6 +2,7 @@
 
 use super::stop::{Container, Held};
 use crate::error::{Context, Refusals, Result};
+use crate::image::cgroup::Cgroup as CgroupRecord;
 use crate::image::files::Files;
 use crate::image::memory::{Memory, Objects};
 use crate::image::namespaces::Namespace;
@@ -16,6 +17,7 @@ use crate::image::sockets::Sockets;
 use crate::image::tree::Member;
 use crate::proc::read::Process;
 use crate::proc::status::Status;
+use crate::resource::cgroup::{self, Cgroups};
 use crate::resource::files::{CaptureOptions, Capturer, Content, Subject};
 use crate::resource::memory::{self, Source};
 use crate::resource::namespaces::{self, ipc, mnt, net, time, uts};
@@ -43,6 +45,10 @@ pub struct Options {
     pub namespaces: Vec<(String, u64, String)>,
     /// Somebody else fills the new network namespace.
     pub empty_net: bool,
+    /// Where the container is in the hierarchies of control groups.
+    pub cgroups: Option<Cgroups>,
+    /// Sessions and process groups of processes outside are allowed.
+    pub shell_job: bool,
 }
 
 /// A whole container.
@@ -72,6 +78,8 @@ pub struct Collected {
     pub net: Option<Net>,
     /// System V objects and POSIX message queues.
     pub ipc: Option<Ipc>,
+    /// Control groups.
+    pub cgroups: Vec<CgroupRecord>,
     /// Clocks.
     pub time: Time,
     /// Mounts.
@@ -155,6 +163,9 @@ pub fn collect(
     let (objects, mut pages) = spaces.finish(&mut all, memfds)?;
 
     let numbers = Numbers::new(container)?;
+    if !is_own("pid") {
+        refuse_outside(container, &numbers, options.shell_job, refusals);
+    }
     let mut processes = Vec::new();
     let parts = container
         .processes
@@ -181,6 +192,17 @@ pub fn collect(
         Some(uts::capture(ns::open(init, ns::Kind::Uts)?.as_fd())?)
     } else {
         None
+    };
+    let cgroups = match &options.cgroups {
+        Some(cgroups) if is_own("pid") => {
+            let numbers: BTreeMap<i32, i32> = container
+                .processes
+                .iter()
+                .map(|held| (held.host_pid, held.pid))
+                .collect();
+            cgroup::tree::capture(cgroups, &numbers)?
+        }
+        _ => Vec::new(),
     };
     let net = if is_own("net") {
         let outside = options.empty_net
@@ -223,6 +245,7 @@ pub fn collect(
         uts,
         net,
         ipc,
+        cgroups,
         time,
         mounts,
         trees,
@@ -463,6 +486,8 @@ fn place(subject: &Subject, capturer: &mut Capturer<'_>, refusals: &mut Refusals
 
 /// Numbers of the host and of the container.
 struct Numbers {
+    /// They are in a PID namespace of their own: a number that none of them has is nobody's.
+    own_namespace: bool,
     processes: HashMap<i32, i32>,
     groups: HashMap<i32, i32>,
 }
@@ -474,6 +499,7 @@ fn last(numbers: &[i32]) -> i32 {
 impl Numbers {
     fn new(container: &Container) -> Result<Self> {
         let mut numbers = Self {
+            own_namespace: container.processes.iter().any(|held| held.pid == 1),
             processes: HashMap::new(),
             groups: HashMap::new(),
         };
@@ -494,13 +520,25 @@ impl Numbers {
         }
     }
 
+    /// A session or a group: 0 when somebody outside leads it.
+    fn inside(&self, number: i32) -> i32 {
+        let is_inside = self.processes.values().any(|pid| *pid == number);
+        // Led by nobody any more, it is its members' own.
+        let is_nobodys = !Process::new(number).exists();
+        if is_inside || self.own_namespace || is_nobodys {
+            number
+        } else {
+            0
+        }
+    }
+
     fn member(&self, host_pid: i32, status: &Status) -> Result<Member> {
         let stat = Process::new(host_pid).stat()?;
         Ok(Member {
             pid: status.own_pid(),
             ppid: self.processes.get(&stat.ppid).copied().unwrap_or(0),
-            pgid: last(&status.ns_pgid),
-            sid: last(&status.ns_sid),
+            pgid: self.inside(last(&status.ns_pgid)),
+            sid: self.inside(last(&status.ns_sid)),
             exit_signal: stat.exit_signal,
             subreaper: false,
             zombie: None,
@@ -563,6 +601,29 @@ fn alive(
         }),
         member,
     })
+}
+
+/// Sessions and groups whose leader lives outside of the tree.
+fn refuse_outside(
+    container: &Container,
+    numbers: &Numbers,
+    shell_job: bool,
+    refusals: &mut Refusals,
+) {
+    if shell_job {
+        return;
+    }
+    for held in &container.processes {
+        let status = &held.threads[0].status;
+        if numbers.inside(last(&status.ns_sid)) == 0 || numbers.inside(last(&status.ns_pgid)) == 0 {
+            refusals.add(
+                "E-SESSION-OUTSIDE",
+                held.object(),
+                "its session or process group is led by a process that is not taken along",
+                "start the program with setsid, or allow it (criu: --shell-job)",
+            );
+        }
+    }
 }
 
 /// A tree that could not be born again is refused now, not when it is too late.

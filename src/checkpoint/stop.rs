@@ -61,6 +61,8 @@ pub struct Zombie {
 /// All processes of a container, held. Dropping it lets them go.
 #[derive(Debug, Default)]
 pub struct Container {
+    /// The topmost process, as this host numbers it.
+    top: i32,
     /// What stands for each of them towards the rooms that look from outside.
     pub subjects: Vec<Subject>,
     /// Ascending by their own numbers, in the same order.
@@ -71,6 +73,56 @@ pub struct Container {
 
 /// How long all threads have to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which processes are the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All of a PID namespace; its first process, as this host numbers it.
+    Namespace(i32),
+    /// A process and all of its descendants.
+    Tree(i32),
+}
+
+impl Scope {
+    /// The topmost process, as this host numbers it.
+    pub fn top(self) -> i32 {
+        match self {
+            Scope::Namespace(host_pid) | Scope::Tree(host_pid) => host_pid,
+        }
+    }
+
+    fn walk(self, refusals: &mut Refusals) -> Result<Vec<i32>> {
+        match self {
+            Scope::Namespace(init) => walk(init, refusals),
+            Scope::Tree(top) => descend(top),
+        }
+    }
+}
+
+/// A process and its descendants, parents first.
+fn descend(top: i32) -> Result<Vec<i32>> {
+    let mut found = vec![top];
+    let mut at = 0;
+    while let Some(host_pid) = found.get(at).copied() {
+        at += 1;
+        match Process::new(host_pid).children() {
+            Ok(children) => found.extend(children),
+            // It has ended meanwhile; what it had is somebody else's now.
+            Err(error) if at > 1 && !Process::new(host_pid).exists() => drop(error),
+            Err(error) => return Err(error),
+        }
+    }
+    let own = std::process::id().cast_signed();
+    if found.contains(&own) {
+        return Err(Error::coded(
+            "E-SELF",
+            Exit::Refused,
+            format!("this process ({own}) is a descendant of process {top}"),
+            "run ocimig from elsewhere",
+        ));
+    }
+    Ok(found)
+}
 
 /// Numbers of the processes in the namespace of `init` (host), ascending. Processes in namespaces below
 /// it are refused.
@@ -149,10 +201,10 @@ struct Catch {
     seized: BTreeMap<i32, Seized>,
 }
 
-/// Seizes and stops every thread of every process in the PID namespace of `init` (host). `freezer`, if
+/// Seizes and stops every thread of every process in `scope`. `freezer`, if
 /// there is one, is frozen already; it is thawed as soon as nobody can run any more.
 pub fn hold(
-    init: i32,
+    scope: Scope,
     mut freezer: Option<&mut Freezer>,
     refusals: &mut Refusals,
 ) -> Result<Container> {
@@ -162,7 +214,7 @@ pub fn hold(
     // Without a freezer threads go on until they are reached, and can make others meanwhile.
     loop {
         let mut new = false;
-        for host_pid in walk(init, refusals)? {
+        for host_pid in scope.walk(refusals)? {
             let known = caught.contains_key(&host_pid);
             if !known && is_zombie(host_pid) {
                 zombies.insert(host_pid);
@@ -183,6 +235,7 @@ pub fn hold(
     }
     stop_all(&mut caught, &mut stopped)?;
     let mut container = Container::default();
+    container.top = scope.top();
     for (host_pid, threads) in stopped {
         let Some(catch) = caught.remove(&host_pid) else {
             continue;
@@ -424,11 +477,11 @@ impl Held {
 }
 
 impl Container {
-    /// The first process.
+    /// The first process: that of the namespace, or the topmost of the tree.
     pub fn init(&self) -> Result<&Held> {
         self.processes
             .iter()
-            .find(|held| held.pid == 1)
+            .find(|held| held.host_pid == self.top)
             .ok_or_else(|| {
                 Error::coded(
                     "E-NO-INIT",

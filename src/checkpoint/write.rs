@@ -74,6 +74,9 @@ pub fn records(
     if let Some(ipc) = &collected.ipc {
         writer.record("namespaces/ipc.json", ipc)?;
     }
+    if !collected.cgroups.is_empty() {
+        writer.record("namespaces/cgroup.json", &collected.cgroups)?;
+    }
     if let Some(mounts) = &collected.mounts {
         writer.record("namespaces/mnt.json", mounts)?;
     }

@@ -81,7 +81,7 @@ pub struct Area {
     pub name: Option<PathBytes>,
     /// Attributes by name: `growsdown`, `noreserve`, `locked`, `lock-on-fault`, `dontfork`,
     /// `wipe-on-fork`, `dontdump`, `huge-page`, `no-huge-page`, `mergeable`, `sequential`, `random`,
-    /// `droppable`, `sealed`.
+    /// `droppable`, `sealed`, `accounted`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<String>,
 }

@@ -19,6 +19,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// All processes while they are being built.
 pub struct Nursery<'a> {
+    /// The first process.
+    top: i32,
     records: HashMap<i32, &'a Process>,
     bare: BTreeMap<i32, Bare>,
     /// Whose memory each was born with.
@@ -42,6 +44,7 @@ impl<'a> Nursery<'a> {
     pub fn new(records: &'a Records, init: Bare, conductor: RemoteFd) -> Result<Self> {
         let own = crate::proc::read::Process::new(std::process::id().cast_signed()).status()?;
         Ok(Self {
+            top: init.pid,
             records: records
                 .processes
                 .iter()
@@ -62,6 +65,11 @@ impl<'a> Nursery<'a> {
 
     fn alive(&self, pid: i32) -> Option<&'a Alive> {
         self.records.get(&pid)?.alive.as_ref()
+    }
+
+    /// The number on this host of a process that is born.
+    pub fn host_pid(&self, pid: i32) -> Option<i32> {
+        self.bare.get(&pid).map(|bare| bare.host_pid)
     }
 
     /// Number in the container to number on this host, of processes and threads.
@@ -90,12 +98,18 @@ impl<'a> Nursery<'a> {
         step: Step,
         materials: &Materials<'_>,
         files: &Rebuilder<'_>,
-        spawn: &mut dyn FnMut(i32) -> Result<Bare>,
+        spawn: &mut dyn FnMut(&Bare, i32) -> Result<Bare>,
     ) -> Result<()> {
         match step {
-            Step::Spawn { pid: 1 } => Ok(()),
             Step::Spawn { pid } => {
-                let bare = spawn(pid)?;
+                if self.bare.contains_key(&pid) {
+                    return Ok(());
+                }
+                let top = self
+                    .bare
+                    .get(&self.top)
+                    .ok_or_else(|| Error::bug("the first process is not there"))?;
+                let bare = spawn(top, pid)?;
                 self.held.insert(pid, None);
                 self.bare.insert(pid, bare);
                 Ok(())

@@ -1,7 +1,9 @@
 //! The records of an image, and whether this host can bring them back.
 
 use crate::error::{Error, Exit, Refusals, Result};
+use crate::image;
 use crate::image::archive::Reader;
+use crate::image::cgroup::Cgroup;
 use crate::image::files::Files;
 use crate::image::memory::Objects;
 use crate::image::namespaces::Namespace;
@@ -40,6 +42,8 @@ pub struct Records {
     pub net: Option<Net>,
     /// System V objects and POSIX message queues.
     pub ipc: Option<Ipc>,
+    /// Control groups.
+    pub cgroups: Vec<Cgroup>,
     /// Mounts.
     pub mounts: Option<Mounts>,
 }
@@ -78,6 +82,7 @@ impl Records {
                 true => Some(image.record("namespaces/ipc.json")?),
                 false => None,
             },
+            cgroups: image.optional("namespaces/cgroup.json")?,
             mounts: match present("namespaces/mnt.json") {
                 true => Some(image.record("namespaces/mnt.json")?),
                 false => None,
@@ -99,10 +104,30 @@ impl Records {
             .any(|one| one.kind == kind && !one.host)
     }
 
+    /// The first process of the namespace, or the topmost of a tree.
+    pub fn top(&self) -> Result<i32> {
+        let is_top = |process: &&Process| {
+            process.member.ppid == 0 && (process.member.pid == 1 || !self.has_own("pid"))
+        };
+        self.processes
+            .iter()
+            .find(is_top)
+            .filter(|process| process.alive.is_some())
+            .map(|process| process.member.pid)
+            .ok_or_else(|| {
+                Error::coded(
+                    "E-IMAGE-INIT",
+                    Exit::Image,
+                    "the image has no first process",
+                    "the image is damaged",
+                )
+            })
+    }
+
     /// What of this host is not as the image needs it, all at once.
-    pub fn check(&self, image: &Reader) -> Result<()> {
+    pub fn check(&self, from: &Reader) -> Result<()> {
         let mut refusals = Refusals::new();
-        let header = image.header();
+        let header = from.header();
         let here = nix::sys::utsname::uname()?;
         let architecture = here.machine().to_string_lossy();
         if header.host.architecture != architecture {
@@ -116,18 +141,8 @@ impl Records {
                 "restore it on a host of the same architecture",
             ));
         }
-        if !self
-            .processes
-            .iter()
-            .any(|process| process.member.pid == 1 && process.alive.is_some())
-        {
-            return Err(Error::coded(
-                "E-IMAGE-INIT",
-                Exit::Image,
-                "the image has no first process",
-                "the image is damaged",
-            ));
-        }
+        self.top()?;
+        image::check::check(from, &self.processes, &self.memory)?;
         let own_vdso = own_vdso_digest()?;
         const CAP_SYS_RESOURCE: u32 = 24;
         let own = crate::proc::read::Process::new(std::process::id().cast_signed()).status()?;

@@ -332,6 +332,11 @@ impl Bare {
         }
     }
 
+    /// Where things of ours lie in it.
+    pub fn zone(&self) -> Zone {
+        self.zone
+    }
+
     /// Moves the vdso to its final place; `start` is where its first part belongs.
     pub fn place_vdso(&mut self, start: u64) -> Result<()> {
         let mut batch = Batch::new();

@@ -64,7 +64,7 @@ const STATUS_VARIES: [&str; 32] = [
 ];
 
 /// Files below /proc/PID that are told whole.
-const WHOLE: [&str; 12] = [
+const WHOLE: [&str; 11] = [
     "comm",
     "limits",
     "oom_score_adj",
@@ -76,7 +76,6 @@ const WHOLE: [&str; 12] = [
     "timerslack_ns",
     "cpuset",
     "projid_map",
-    "timens_offsets",
 ];
 
 /// Writes down the process that this host numbers `host_pid`.

@@ -1,5 +1,6 @@
 //! Attributes of areas: the kernel's letters in smaps, our names, the madvise(2) that sets them.
 
+use crate::proc::maps::Perms;
 use crate::proc::smaps::VmFlags;
 
 /// An attribute that a process gave to an area.
@@ -49,12 +50,21 @@ const fn attribute(letters: &'static str, name: &'static str, advice: Option<i32
     }
 }
 
+/// What was once writable counts as memory that may be needed (VM_ACCOUNT) when it is no longer: parts of
+/// programs that the loader has relocated.
+pub(super) const ACCOUNTED: &str = "accounted";
+
 /// The names of those that are set.
-pub(super) fn of(flags: &VmFlags) -> Vec<String> {
-    ALL.iter()
+pub(super) fn of(flags: &VmFlags, perms: Perms) -> Vec<String> {
+    let mut names: Vec<String> = ALL
+        .iter()
         .filter(|one| flags.has(one.letters))
         .map(|one| one.name.to_owned())
-        .collect()
+        .collect();
+    if flags.has("ac") && !perms.shared && !perms.write {
+        names.push(ACCOUNTED.to_owned());
+    }
+    names
 }
 
 /// Why an area with such flags cannot be taken along: code, reason, remedy.

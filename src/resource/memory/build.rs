@@ -358,14 +358,23 @@ fn map(
         // Attached before.
         _ => return Ok(()),
     };
+    let accounted = has(area, attributes::ACCOUNTED);
+    let first = if accounted { libc::PROT_WRITE } else { 0 };
     feed.push(calls::Mmap {
         address: piece.start.into(),
         length: length.into(),
-        protection: protection(&area.perms).into(),
+        protection: (protection(&area.perms) | first).into(),
         flags: flags.into(),
         fd,
         offset: offset.into(),
     })?;
+    if accounted {
+        feed.push(calls::Mprotect {
+            address: piece.start.into(),
+            length: length.into(),
+            protection: protection(&area.perms).into(),
+        })?;
+    }
     if let Some(name) = &area.name {
         feed.with(name.as_bytes().len(), |batch| {
             let text = batch.string(name.as_bytes());

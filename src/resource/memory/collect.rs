@@ -107,7 +107,7 @@ impl Collector {
                 attributes: if backing == Backing::Vdso {
                     Vec::new()
                 } else {
-                    attributes::of(&smap.flags)
+                    attributes::of(&smap.flags, smap.area.perms)
                 },
             });
         }
