@@ -112,7 +112,7 @@ fn what_may_not_be_looked_at_is_said() {
     // its path may lie where nobody may look.
     let program = std::fs::File::open(env!("CARGO_BIN_EXE_ocimig")).expect("the program");
     let descriptor = std::os::fd::AsRawFd::as_raw_fd(&program);
-    let output = Command::new(format!("/proc/{}/fd/{descriptor}", std::process::id()))
+    let output = Command::new(format!("/proc/self/fd/{descriptor}"))
         .args(["regions", "1"])
         .uid(65534)
         .gid(65534)
