@@ -1,5 +1,6 @@
 //! `ocimig` as a person calls it: what it prints, and what its exit code says.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -106,23 +107,48 @@ fn what_cannot_be_looked_at_is_said() {
     fails(&["regions", "--maps", "/etc/hostname"], 2, "line 1 ");
 }
 
-#[test]
-fn what_may_not_be_looked_at_is_said() {
-    // Nobody reads the memory of root's processes; the program is inherited as a descriptor, since
-    // its path may lie where nobody may look.
+/// Runs the program as a user without any rights. It is executed as a descriptor, since its path may
+/// lie where nobody may look.
+fn as_nobody(arguments: &[&str]) -> Output {
     let program = std::fs::File::open(env!("CARGO_BIN_EXE_ocimig")).expect("the program");
-    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&program);
-    let output = Command::new(format!("/proc/self/fd/{descriptor}"))
-        .args(["regions", "1"])
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .args(arguments)
         .uid(65534)
         .gid(65534)
-        .output();
-    match output {
-        Ok(output) => {
-            let errors = text(&output.stderr);
-            assert_eq!(output.status.code(), Some(6), "{errors}");
-            assert!(errors.contains("E-PERMISSION"), "{errors}");
-        }
-        Err(error) => panic!("running ocimig as another user: {error}"),
-    }
+        .output()
+        .expect("running ocimig as another user")
+}
+
+#[test]
+fn what_may_not_be_looked_at_is_said() {
+    let output = as_nobody(&["regions", "1"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{errors}");
+    assert!(errors.contains("E-PERMISSION"), "{errors}");
+}
+
+#[test]
+fn a_host_that_can_is_told_so_with_the_price_of_each_gap() {
+    let output = ocimig(&["check"]);
+    let printed = text(&output.stdout);
+    assert!(output.status.success(), "{printed}");
+    assert!(printed.contains("can be checkpointed and restored here"));
+    let json: serde_json::Value =
+        serde_json::from_slice(&ocimig(&["check", "--json"]).stdout).expect("JSON");
+    assert_eq!(json["usable"], true);
+    let findings = json["findings"].as_array().expect("findings");
+    let gaps = findings.iter().filter(|one| one["state"] != "ok").count();
+    assert_eq!(printed.matches("\n           costs:  ").count(), gaps);
+}
+
+#[test]
+fn a_user_without_rights_is_told_what_is_missing() {
+    let output = as_nobody(&["check"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{errors}");
+    assert!(errors.contains("E-HOST-MISSING"), "{errors}");
+    assert!(errors.contains("clone3-set-tid"), "{errors}");
+    let printed = text(&output.stdout);
+    assert!(printed.contains("missing  cap-sys-admin"), "{printed}");
+    assert!(printed.contains("cannot be checkpointed and restored here"));
 }

@@ -1,5 +1,6 @@
 //! Front 1: the command line, one file per subcommand.
 
+pub mod check;
 pub mod checkpoint;
 pub mod inspect;
 pub mod regions;
@@ -27,6 +28,8 @@ enum Command {
     Restore(restore::Arguments),
     /// Print the memory regions of a process in five segments
     Regions(regions::Arguments),
+    /// Say what this host can and cannot do, and what each gap costs
+    Check(check::Arguments),
     /// Show what is in an image
     Inspect(inspect::Arguments),
 }
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Checkpoint(arguments) => checkpoint::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Restore(arguments) => restore::run(arguments),
         Command::Regions(arguments) => regions::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -461,7 +461,7 @@ fn guess_program<'a>(areas: &'a [Area], executed: &[FileId<'a>]) -> Option<FileI
         .map_or(0, |area| area.start);
     let below = |area: &&Area| area.end <= heap;
     let own = || areas.iter().filter(is_code).filter(is_own);
-    let found = own().filter(below).next_back().or_else(|| own().next());
+    let found = own().rfind(below).or_else(|| own().next());
     found.and_then(file).or_else(|| executed.first().copied())
 }
 
