@@ -43,7 +43,8 @@ pub fn set(signals: &[i32]) -> libc::sigset_t {
     set
 }
 
-fn has(set: &libc::sigset_t, signal: i32) -> bool {
+/// Whether it is in the set.
+pub fn has(set: &libc::sigset_t, signal: i32) -> bool {
     call!(libc::sigismember(set, signal)).is_ok_and(|member| member == 1)
 }
 

@@ -1,6 +1,6 @@
 //! Interval timers and POSIX timers.
 
-use super::signals::{block, handle, set};
+use super::signals::{block, handle, has, set};
 use super::sys::{call, signal_value};
 use super::{Check, SetUp, ensure, eventually};
 use std::error::Error;
@@ -162,6 +162,12 @@ fn posix() -> Result<Check, Box<dyn Error>> {
                 ensure!(got == value, "{signal} with {got:#x}");
             }
         }
-        Ok(())
+        // What is visible from outside must not be a matter of how fast the test is.
+        eventually("the next signals of the timers", || {
+            // SAFETY: zeros are a valid set, to be overwritten.
+            let mut pending: libc::sigset_t = unsafe { zeroed() };
+            call!(libc::sigpending(&mut pending)).is_ok()
+                && [waiting, thread].iter().all(|one| has(&pending, *one))
+        })
     }))
 }

@@ -262,7 +262,7 @@ fn ask(
     let object = held.object();
     let mut batch = Batch::new();
     let asked_memory = memory::ask(&mut batch);
-    let asked_signals = signals::ask(&mut batch, &held.threads[0].status);
+    let asked_signals = signals::ask(&mut batch);
     let asked_timers = timers::ask(&mut batch, host_pid)?;
     let asked_attributes = attributes::ask(&mut batch);
     let mut asked_thread = threads::ask(&mut batch);

@@ -4,7 +4,6 @@ use crate::error::{Context, Result};
 use crate::image::bytes::Bytes;
 use crate::image::process::{Handler, Pending, Thread};
 use crate::proc::read::Process;
-use crate::proc::status::Status;
 use crate::sys::ptrace::{self, Queue, SIGINFO_SIZE};
 use crate::tracee::batch::{Answers, Batch, Data};
 use crate::tracee::calls;
@@ -21,12 +20,10 @@ pub struct Ask {
     actions: Vec<(i32, Data)>,
 }
 
-/// Asks for the handlers that are not the default, and for SIGCHLD's, whose flags mean something even
-/// then. /proc tells which those are.
-pub fn ask(batch: &mut Batch, status: &Status) -> Ask {
-    let wanted = status.signal_caught | status.signal_ignored | bit(libc::SIGCHLD);
-    let actions = (1..=LAST)
-        .filter(|signal| wanted & bit(*signal) != 0)
+/// Asks for all handlers: also that of a signal whose action is the default can have flags and a mask,
+/// which /proc does not show.
+pub fn ask(batch: &mut Batch) -> Ask {
+    let actions = settable()
         .map(|signal| {
             let old = batch.space(ACTION);
             batch.push(calls::RtSigaction {
@@ -38,6 +35,11 @@ pub fn ask(batch: &mut Batch, status: &Status) -> Ask {
         })
         .collect();
     Ask { actions }
+}
+
+/// The signals that can have a handler.
+fn settable() -> impl Iterator<Item = i32> {
+    (1..=LAST).filter(|one| *one != libc::SIGKILL && *one != libc::SIGSTOP)
 }
 
 fn bit(signal: i32) -> u64 {
@@ -122,7 +124,7 @@ fn queued(host_tid: i32, queue: Queue) -> Result<Vec<Pending>> {
 
 /// Sets all handlers; those that are not listed are the default.
 pub fn rebuild_handlers(batch: &mut Batch, handlers: &[Handler]) {
-    for signal in (1..=LAST).filter(|one| *one != libc::SIGKILL && *one != libc::SIGSTOP) {
+    for signal in settable() {
         let words = match handlers.iter().find(|one| one.signal == signal) {
             Some(one) => [one.handler, one.flags, one.restorer, one.mask],
             None => [0; 4],
@@ -191,7 +193,7 @@ pub fn free_signal<'p>(pending: impl Iterator<Item = &'p Pending>) -> i32 {
     let taken = pending.fold(0, |taken, one| taken | bit(one.signal.clamp(1, LAST)));
     [libc::SIGURG, libc::SIGWINCH]
         .into_iter()
-        .chain((1..=LAST).filter(|one| *one != libc::SIGKILL && *one != libc::SIGSTOP))
+        .chain(settable())
         .find(|one| taken & bit(*one) == 0)
         .unwrap_or(libc::SIGURG)
 }

@@ -139,7 +139,7 @@ impl Ground {
     fn ask_all(&mut self, refusals: &mut Refusals) -> Alive {
         let host_pid = self.bare.host_pid;
         let mut batch = Batch::new();
-        let handlers = signals::ask(&mut batch, &self.status(0));
+        let handlers = signals::ask(&mut batch);
         let clocks = timers::ask(&mut batch, host_pid).unwrap();
         let whole = attributes::ask(&mut batch);
         let answers = self.bare.run(&batch).unwrap();
@@ -298,6 +298,7 @@ fn handlers_go_over_with_masks_and_flags_also_those_of_the_default() {
         push_action(batch, libc::SIGUSR1, [0x1234_5678, siginfo, 0x77, 0xff00]);
         push_action(batch, libc::SIGURG, [0x1234_0000, RESTORER, 0x77, u64::MAX]);
         push_action(batch, libc::SIGPIPE, [1, 0, 0, 0]);
+        push_action(batch, libc::SIGHUP, [0, RESTORER | 0x1000_0000, 0x77, 2]);
         push_action(batch, 64, [0x9999, RESTORER | 0x8000_0000, 0x77, 1]);
         let no_zombies = 2;
         push_action(batch, libc::SIGCHLD, [0, no_zombies, 0, 0]);
@@ -307,6 +308,7 @@ fn handlers_go_over_with_masks_and_flags_also_those_of_the_default() {
     assert_eq!(
         signals,
         [
+            libc::SIGHUP,
             libc::SIGUSR1,
             libc::SIGPIPE,
             libc::SIGCHLD,
@@ -315,7 +317,7 @@ fn handlers_go_over_with_masks_and_flags_also_those_of_the_default() {
         ]
     );
     // SIGKILL and SIGSTOP are taken out of every mask by the kernel.
-    assert_eq!(found.handlers[3].mask, !(1 << 8 | 1 << 18));
+    assert_eq!(found.handlers[4].mask, !(1 << 8 | 1 << 18));
 }
 
 #[test]

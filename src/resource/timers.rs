@@ -7,6 +7,7 @@ use crate::proc::timers::{Notify, Timer};
 use crate::sys::timer::{PR_TIMER_CREATE_RESTORE_IDS, restores_ids};
 use crate::tracee::batch::{Answer, Answers, Batch, Data};
 use crate::tracee::calls;
+use std::time::Duration;
 
 const SIGEV_THREAD_ID: i32 = 4;
 /// On a kernel that cannot make timers with chosen numbers, those below this one are reached by making
@@ -62,13 +63,19 @@ impl Ask {
         refusals: &mut Refusals,
     ) -> Timers {
         // struct itimerval: interval, then value, in seconds and microseconds.
-        let interval = self.interval.map(|data| match answers.words(data)[..] {
+        let mut interval = self.interval.map(|data| match answers.words(data)[..] {
             [interval, micros, value, value_micros] => (
                 value * SECOND + value_micros * 1000,
                 interval * SECOND + micros * 1000,
             ),
             _ => (0, 0),
         });
+        // When it is set, the kernel adds a tick to a timer of processor time (kernel/time/itimer.c,
+        // set_cpu_itimer). It would grow with every checkpoint.
+        let tick = tick();
+        for (remaining, _) in interval.iter_mut().skip(1).filter(|(left, _)| *left != 0) {
+            *remaining = remaining.saturating_sub(tick).max(1000);
+        }
         let host_tids = Process::new(self.host_pid).threads().unwrap_or_default();
         let tids: Vec<i32> = host_tids.into_iter().filter_map(&own_tid).collect();
         let mut posix = Vec::new();
@@ -117,6 +124,13 @@ impl Ask {
         posix.sort_by_key(|timer| timer.id);
         Timers { interval, posix }
     }
+}
+
+/// The length of a tick of this kernel: the resolution of its coarse clocks.
+fn tick() -> u64 {
+    use nix::time::{ClockId, clock_getres};
+    clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |found| Duration::from(found).as_nanos() as u64)
 }
 
 /// Whose processor time a clock counts, if not that of one of the threads `tids`; `<linux/posix-timers.h>`
