@@ -26,6 +26,9 @@ fn start(ground: &Ground, kind: &str, rootfs: Rootfs) -> Container {
 /// What some kinds need beside the usual.
 fn adapt(config: &mut Config, kind: &str) {
     let capabilities: &[&str] = match kind {
+        "space_mounts" | "space_names" => &["CAP_SYS_ADMIN"],
+        "space_network" => &["CAP_NET_ADMIN"],
+        "space_shm" => &["CAP_IPC_OWNER"],
         _ => &[],
     };
     config.capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
@@ -157,6 +160,45 @@ kinds! {
     rights_limits
     rights_scheduling
     rights_flags
+    fd_files
+    fd_shared
+    fd_directories
+    fd_deleted
+    fd_devices
+    fd_pipes
+    fd_pipe_packets
+    fd_fifos
+    fd_locks
+    fd_numbers
+    event_eventfd
+    event_epoll
+    event_timerfd
+    event_signalfd
+    event_inotify
+    event_terminal
+    event_terminal_session
+    socket_pairs
+    socket_unix_named
+    socket_unix_waiting
+    socket_in_flight
+    socket_options
+    socket_tcp
+    socket_tcp_waiting
+    socket_tcp_half_closed
+    socket_tcp_six
+    socket_udp
+    processor_vectors
+    processor_controls
+    processor_bases
+    processor_busy
+    space_tmpfs
+    space_mounts
+    space_rootfs
+    space_names
+    space_shm
+    space_semaphores
+    space_messages
+    space_network
 }
 
 #[test]

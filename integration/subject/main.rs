@@ -6,11 +6,16 @@
 //! line `n: intact`. `subject list` prints the kinds.
 
 mod basic;
+mod events;
+mod fds;
 mod mappings;
 mod memory;
+mod processor;
 mod rights;
 mod signals;
 mod sleep;
+mod sockets;
+mod spaces;
 mod sys;
 mod threads;
 mod timers;
@@ -46,6 +51,11 @@ fn kinds() -> Vec<(&'static str, SetUp)> {
         tree::KINDS,
         threads::KINDS,
         rights::KINDS,
+        fds::KINDS,
+        events::KINDS,
+        sockets::KINDS,
+        processor::KINDS,
+        spaces::KINDS,
     ]
     .concat()
 }

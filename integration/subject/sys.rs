@@ -72,6 +72,24 @@ impl Area {
         Ok(self)
     }
 
+    /// shmat(2) of a segment of so many pages.
+    pub fn attach(id: i32, pages: usize) -> io::Result<Self> {
+        // SAFETY: the kernel chooses the place; nothing that exists is replaced.
+        let start = unsafe { libc::shmat(id, std::ptr::null(), 0) } as usize;
+        if start == usize::MAX {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            start,
+            len: pages * PAGE,
+        })
+    }
+
+    /// shmdt(2).
+    pub fn detach(self) -> io::Result<()> {
+        call!(libc::shmdt(self.pointer())).map(drop)
+    }
+
     /// Its address for the kernel.
     pub fn pointer(self) -> *mut libc::c_void {
         self.start as *mut libc::c_void
@@ -256,4 +274,137 @@ pub fn move_break(bytes: isize) -> io::Result<usize> {
 pub fn signal_value(info: &libc::siginfo_t) -> usize {
     // SAFETY: a plain word at a fixed place; other kinds of signals hold something else there.
     unsafe { info.si_value().sival_ptr as usize }
+}
+
+/// Registers that hold known values across a sleep, and are looked at afterwards.
+pub mod registers {
+    use super::word;
+    use std::arch::asm;
+
+    #[repr(align(64))]
+    struct Table([u64; 256]);
+
+    fn table(seed: u64) -> Table {
+        Table(std::array::from_fn(|index| word(seed, index)))
+    }
+
+    fn wait(milliseconds: i64) -> libc::timespec {
+        libc::timespec {
+            tv_sec: 0,
+            tv_nsec: milliseconds * 1_000_000,
+        }
+    }
+
+    /// Fills all vector registers that the processor has, sleeps, and says whether they are the same.
+    pub fn keep_vectors(seed: u64, milliseconds: i64) -> bool {
+        let before = table(seed);
+        let mut after = Table([0; 256]);
+        let wait = wait(milliseconds);
+        let words = if is_x86_feature_detected!("avx512f") {
+            // SAFETY: both tables are as long as 32 registers of 64 bytes; the call changes
+            // nothing but rax, rcx and r11; everything touched is declared.
+            unsafe { avx512(&before, &mut after, &wait) };
+            256
+        } else if is_x86_feature_detected!("avx") {
+            // SAFETY: as above, with 16 registers of 32 bytes.
+            unsafe { avx(&before, &mut after, &wait) };
+            64
+        } else {
+            // SAFETY: as above, with 16 registers of 16 bytes, which every x86-64 has.
+            unsafe { sse(&before, &mut after, &wait) };
+            32
+        };
+        before.0[..words] == after.0[..words]
+    }
+
+    macro_rules! across_a_sleep {
+        ($name:ident, $feature:literal, $move:literal, $register:literal, $size:literal,
+         [$($number:literal)*], $($out:tt)*) => {
+            #[target_feature(enable = $feature)]
+            unsafe fn $name(before: &Table, after: &mut Table, wait: &libc::timespec) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        $(concat!($move, " ", $register, $number, ", [r12 + ", $number, " * ", $size, "]"),)*
+                        "mov eax, 35",
+                        "xor esi, esi",
+                        "syscall",
+                        $(concat!($move, " [r13 + ", $number, " * ", $size, "], ", $register, $number),)*
+                        in("r12") before.0.as_ptr(),
+                        in("r13") after.0.as_mut_ptr(),
+                        in("rdi") wait,
+                        out("rax") _, out("rcx") _, out("rsi") _, out("r11") _,
+                        $($out)*
+                    );
+                }
+            }
+        };
+    }
+
+    across_a_sleep!(
+        sse, "sse2", "movups", "xmm", 16, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15],
+        out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+        out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+        out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+    );
+    across_a_sleep!(
+        avx, "avx", "vmovups", "ymm", 32, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15],
+        out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+        out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+        out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+    );
+    across_a_sleep!(
+        avx512, "avx512f", "vmovups", "zmm", 64,
+        [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31],
+        out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+        out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+        out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _,
+        out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _,
+        out("zmm22") _, out("zmm23") _, out("zmm24") _, out("zmm25") _, out("zmm26") _,
+        out("zmm27") _, out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
+    );
+
+    /// Sets the rounding modes of SSE and x87 and the x87 stack, sleeps, and says whether all is the same.
+    pub fn keep_controls(seed: u64, milliseconds: i64) -> bool {
+        // Rounding mode, and some exceptions' flags raised.
+        let mxcsr = 0x1f80_u32 | (seed as u32 % 4) << 13 | (seed as u32 % 7);
+        let control = 0x037f_u16 ^ ((seed as u16 % 4) << 10);
+        let mut found = (0_u32, 0_u16);
+        let values = [word(seed, 0) as i64 >> 12, word(seed, 1) as i64 >> 12];
+        let mut stack = [0_i64; 2];
+        let (usual_mxcsr, usual_control) = (0x1f80_u32, 0x037f_u16);
+        let wait = wait(milliseconds);
+        // SAFETY: the usual control words are loaded again before compiled code goes on; the x87 stack
+        // is as empty as before; the call changes nothing but rax, rcx and r11.
+        unsafe {
+            asm!(
+                "ldmxcsr [{mxcsr}]",
+                "fldcw [{control}]",
+                "fild qword ptr [{values}]",
+                "fild qword ptr [{values} + 8]",
+                "mov eax, 35",
+                "xor esi, esi",
+                "syscall",
+                "stmxcsr [{found_mxcsr}]",
+                "fnstcw [{found_control}]",
+                "fistp qword ptr [{stack} + 8]",
+                "fistp qword ptr [{stack}]",
+                "ldmxcsr [{usual_mxcsr}]",
+                "fldcw [{usual_control}]",
+                mxcsr = in(reg) &mxcsr,
+                control = in(reg) &control,
+                values = in(reg) values.as_ptr(),
+                stack = in(reg) stack.as_mut_ptr(),
+                found_mxcsr = in(reg) &mut found.0,
+                found_control = in(reg) &mut found.1,
+                usual_mxcsr = in(reg) &usual_mxcsr,
+                usual_control = in(reg) &usual_control,
+                in("rdi") &wait,
+                out("rax") _, out("rcx") _, out("rsi") _, out("r11") _,
+                out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+            );
+        }
+        found == (mxcsr, control) && stack == values
+    }
 }

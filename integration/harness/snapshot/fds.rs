@@ -54,7 +54,7 @@ fn write_info(scribe: &mut Scribe, at: &str, place: usize, line: &str, from_outs
     let value = value.trim();
     match field {
         // Numbers of this boot, or what goes on by itself.
-        "mnt_id" | "ino" | "eventfd-id" | "it_value" => {}
+        "mnt_id" | "ino" | "eventfd-id" | "it_value" | "ticks" => {}
         // Of what the caller hands over only the kind is the container's.
         "flags" | "pos" if from_outside => {}
         "tfd" => {

@@ -232,7 +232,9 @@ fn write_areas(scribe: &mut Scribe, at: &str, proc: &str) {
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(area) = areas.last_mut() {
-                area.flags = flags.trim().to_owned();
+                // "ac" says that memory was accounted for: once, when it became writable.
+                let kept = flags.split_whitespace().filter(|flag| *flag != "ac");
+                area.flags = kept.collect::<Vec<_>>().join(" ");
             }
         } else if let Some(area) = parse_area(line) {
             areas.push(area);
