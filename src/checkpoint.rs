@@ -20,14 +20,14 @@ use crate::image::archive::{Output as ArchiveOutput, Writer};
 use crate::image::header::Container as Identity;
 use crate::proc::read::Process;
 use crate::request::{
-    After, Checkpoint, CheckpointReport, EmptyNamespace, External, Facts, Output, Phase, Progress,
-    Rootfs, Stage, Target, Tcp, Watcher,
+    After, Checkpoint, CheckpointReport, EmptyNamespace, External, Facts, NetworkLock, Output,
+    Phase, Progress, Rootfs, Stage, Target, Tcp, Watcher,
 };
 use crate::resource::cgroup::Cgroups;
 use crate::resource::cgroup::freezer::Freezer;
 use crate::resource::layer::{self, Overlay};
 use crate::resource::namespaces::mnt;
-use crate::resource::sockets::Choices;
+use crate::resource::sockets::{self, Choices, Hold};
 use crate::sys::guard::Guard;
 use collect::{Collected, Options};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +40,23 @@ use stop::Scope;
 
 /// Checkpoints a container.
 pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<CheckpointReport> {
+    let mut locked = false;
+    let result = attempt(request, watcher, &mut locked);
+    match result {
+        Err(error) if locked => {
+            let told = watcher.notify(Stage::NetworkUnlock, &Facts::default());
+            Err(error.and_cleanup(told))
+        }
+        result => result,
+    }
+}
+
+/// `locked` says whether somebody was told that the network is locked, and not yet that it is not.
+fn attempt(
+    request: &Checkpoint,
+    watcher: &mut dyn Watcher,
+    locked: &mut bool,
+) -> Result<CheckpointReport> {
     let init = match request.target() {
         Target::Pid(pid) => *pid,
         Target::Container { id, .. } => {
@@ -72,6 +89,7 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
     let mut container = stop::hold(scope, freezer.as_mut(), &mut refusals)?;
     let freezing = begun.elapsed();
     fault::point("thawed-into-trap")?;
+    *locked = true;
     watcher.notify(Stage::NetworkLock, &Facts::default())?;
     watcher.notify(Stage::QueryExtFiles, &Facts::default())?;
     let mut external = options.external.clone();
@@ -101,14 +119,41 @@ pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<Checkpoint
         )?;
     }
     fault::point("renamed")?;
+    let held = hold_connections(request, init, &collected)?;
     watcher.notify(Stage::PostDump, &Facts::default())?;
     end(request, container, freezer, collected, watcher)?;
+    *locked = false;
+    if let Some(held) = held {
+        held.stay()?;
+    }
     report.frozen = begun.elapsed();
     fault::point("released")?;
     if let Some(guard) = guard {
         guard.end()?;
     }
     Ok(report)
+}
+
+/// Holds back packets of kept connections in a network namespace that outlives the container.
+fn hold_connections(
+    request: &Checkpoint,
+    init: i32,
+    collected: &Collected,
+) -> Result<Option<Hold>> {
+    let options = request.options();
+    let connections = sockets::outside(&collected.sockets);
+    let outlives = collected
+        .namespaces
+        .iter()
+        .any(|one| one.kind == "net" && (one.host || one.external.is_some()));
+    let wanted = options.after == After::Kill
+        && !options.dry_run
+        && options.network_lock == NetworkLock::Nftables;
+    if connections.is_empty() || !outlives || !wanted {
+        return Ok(None);
+    }
+    let namespace = crate::sys::ns::open(init, crate::sys::ns::Kind::Net)?;
+    sockets::hold(namespace.as_fd(), &connections).map(Some)
 }
 
 fn progress(phase: Phase) -> Progress {

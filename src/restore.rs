@@ -20,7 +20,7 @@ use crate::image::archive::Reader;
 use crate::image::memory::Memory;
 use crate::image::namespaces::mnt::Mount;
 use crate::proc::read::Process;
-use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Watcher};
+use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Tcp, Watcher};
 use crate::resource::files::{Contents, Env, Rebuilder};
 use crate::resource::memory::build;
 use crate::resource::memory::fill::Pages;
@@ -53,7 +53,12 @@ impl Contents for Members<'_> {
 pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
     let begun = Instant::now();
     let image = Reader::open(request.image())?;
-    let records = Records::read(&image)?;
+    let mut records = Records::read(&image)?;
+    match request.options().tcp {
+        Tcp::Drop => sockets::close_outside(&mut records.sockets),
+        tcp => sockets::check_kept(&records.sockets, tcp == Tcp::Keep)?,
+    }
+    let records = records;
     fault::point("opened")?;
     records.check(&image)?;
     let steps = tree::births(
@@ -231,6 +236,7 @@ impl Work<'_, '_> {
                 return Err(error);
             }
             self.watcher.notify(Stage::PostRestore, &facts)?;
+            self.let_packets_through(&namespaces);
             self.watcher
                 .notify(Stage::NetworkUnlock, &Facts::default())?;
             if let Err(error) = self.watcher.notify(Stage::PreResume, &Facts::default()) {
@@ -265,6 +271,23 @@ impl Work<'_, '_> {
         let old = self.image.header().container.id.as_str();
         let rename = self.request.options().id.as_deref().map(|new| (old, new));
         cgroup::tree::rebuild(&self.records.cgroups, rename)
+    }
+
+    /// Connections have their owner again.
+    fn let_packets_through(&self, namespaces: &Namespaces) {
+        let connections = sockets::outside(&self.records.sockets);
+        if connections.is_empty() {
+            return;
+        }
+        let released = match &namespaces.net {
+            Some(net) => sockets::release(net.as_fd(), &connections),
+            None => {
+                ns::open_own(Kind::Net).and_then(|net| sockets::release(net.as_fd(), &connections))
+            }
+        };
+        if let Err(error) = released {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Namespaces that can be made before anybody is in them.

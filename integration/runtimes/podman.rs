@@ -158,19 +158,18 @@ fn podman_leaves_a_container_running_and_prints_numbers() {
 #[test]
 fn podman_exports_and_imports_with_every_compression_under_a_new_name() {
     let podman = Podman::new();
-    podman.start("one", &PRIVATE, COUNT);
     for compression in ["none", "gzip", "zstd"] {
-        podman.counts_on("one");
+        podman.start(compression, &PRIVATE, COUNT);
+        podman.counts_on(compression);
         let archive = podman.path(compression);
         podman.run(&[
             "container",
             "checkpoint",
-            "--leave-running",
             "--compress",
             compression,
             "--export",
             &archive,
-            "one",
+            compression,
         ]);
         let name = format!("from-{compression}");
         podman.run(&[
@@ -249,7 +248,7 @@ fn podman_publishes_the_port_of_a_restored_container_again() {
     podman.start(
         "one",
         &["--publish", &format!("127.0.0.1:{port}:7")],
-        "nc -lk -p 7 -e cat",
+        "while true; do nc -l -p 7 -e cat; done",
     );
     let echoes = || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;

@@ -342,7 +342,7 @@ fn runc_restores_into_a_network_namespace_of_somebody_else() {
     let name = name.file_name().unwrap().to_str().unwrap();
     run(Command::new("ip").args(["netns", "add", name]));
     run(Command::new("ip").args(["-n", name, "link", "set", "lo", "up"]));
-    let mut config = Config::new(["sh", "-c", "nc -lk -p 7777 -e cat"]);
+    let mut config = Config::new(["sh", "-c", "nc -l -p 7777 -e cat"]);
     config.also.push((
         "/linux/namespaces".into(),
         json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},

@@ -11,6 +11,7 @@
 mod address;
 #[cfg(test)]
 mod ground;
+mod hold;
 mod multicast;
 mod netlink;
 pub mod options;
@@ -33,13 +34,14 @@ mod unix_tests;
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::sockets::{Common, Netlink, Sockets, Udp};
 use crate::sys::{ns, sock_diag, socket};
+pub use hold::{Hold, hold, release};
 use nix::sys::stat::{SFlag, fstat};
 use queue::Guard;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-pub use tcp_outside::Outside;
+pub use tcp_outside::{Outside, check_kept, close_outside, outside};
 
 /// A socket to capture.
 #[derive(Debug)]
