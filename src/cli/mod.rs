@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod codes;
 pub mod inspect;
 pub mod regions;
 pub mod restore;
@@ -32,6 +33,8 @@ enum Command {
     Check(check::Arguments),
     /// Show what is in an image
     Inspect(inspect::Arguments),
+    /// Explain exit codes and the codes of messages
+    Codes(codes::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -43,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Restore(arguments) => restore::run(arguments),
         Command::Regions(arguments) => regions::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Codes(arguments) => codes::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
