@@ -33,7 +33,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn line(code: &str) -> Option<&'static str> {
-    entries().find(|(known, _)| known.eq_ignore_ascii_case(code)).map(|entry| entry.1)
+    entries()
+        .find(|(known, _)| known.eq_ignore_ascii_case(code))
+        .map(|entry| entry.1)
 }
 
 /// Codes and their lines.
@@ -64,7 +66,8 @@ mod tests {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let code = text.split("\nmod tests {").next().unwrap();
                 for literal in code.split('"').filter(|part| part.starts_with("E-")) {
-                    let is_code = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '-';
+                    let is_code =
+                        |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '-';
                     if literal.len() > 2 && literal.chars().all(is_code) {
                         found.insert(literal.to_owned());
                     }
@@ -81,8 +84,14 @@ mod tests {
         let known: BTreeSet<String> = entries().map(|entry| entry.0.to_owned()).collect();
         let unexplained: Vec<_> = used_codes.difference(&known).collect();
         let unused: Vec<_> = known.difference(&used_codes).collect();
-        assert!(unexplained.is_empty(), "add to src/cli/codes.txt: {unexplained:?}");
-        assert!(unused.is_empty(), "remove from src/cli/codes.txt: {unused:?}");
+        assert!(
+            unexplained.is_empty(),
+            "add to src/cli/codes.txt: {unexplained:?}"
+        );
+        assert!(
+            unused.is_empty(),
+            "remove from src/cli/codes.txt: {unused:?}"
+        );
         assert_eq!(known.len(), entries().count(), "a code is explained twice");
     }
 
