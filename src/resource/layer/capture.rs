@@ -38,7 +38,7 @@ struct Walk<'a> {
     refusals: &'a mut Refusals,
 }
 
-/// Writes everything below `root` (not `root` itself) to `sink`. `what` names the tree in refusals.
+/// Writes `root` itself, as `.`, and everything below it to `sink`. `what` names the tree in refusals.
 /// Sockets are left out: a name without its server is nothing, and whoever has it bound makes it anew.
 pub fn capture(
     root: BorrowedFd<'_>,
@@ -63,6 +63,7 @@ pub fn capture(
         what,
         refusals,
     };
+    walk.root(top.as_fd()).doing(doing)?;
     let mut waiting = vec![(top, Vec::new())];
     while let Some((directory, path)) = waiting.pop() {
         // The deepest first, so that few directories are open at a time.
@@ -76,6 +77,25 @@ pub fn capture(
 }
 
 impl Walk<'_> {
+    /// Owner, rights and the like of the top directory.
+    fn root(&mut self, top: BorrowedFd<'_>) -> Result<()> {
+        let status = statx::of(top)?;
+        let location = PathBuf::from(format!("/proc/self/fd/{}/.", top.as_raw_fd()));
+        let (xattrs, _) = self.xattrs(&location, ROOT)?;
+        let entry = Entry {
+            name: ROOT.into(),
+            kind: Kind::Directory,
+            mode: status.mode & 0o7777,
+            uid: status.uid,
+            gid: status.gid,
+            mtime: status.mtime.0,
+            mtime_nanoseconds: status.mtime.1,
+            xattrs,
+        };
+        self.sink.write_all(&tar::encode(&entry))?;
+        Ok(())
+    }
+
     /// All names in one directory; the directories among them, open.
     fn directory(&mut self, directory: OwnedFd, path: &[u8]) -> Result<Vec<(OwnedFd, Vec<u8>)>> {
         let mut names = Vec::new();
@@ -251,6 +271,9 @@ impl Walk<'_> {
         Ok(())
     }
 }
+
+/// The name of the top directory in a layer.
+pub(super) const ROOT: &[u8] = b".";
 
 /// A name for the C library.
 pub(super) fn c_string(name: &[u8]) -> Result<CString> {

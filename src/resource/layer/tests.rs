@@ -52,12 +52,16 @@ fn every_kind_of_file_comes_back_with_what_it_has() {
     fs::set_permissions(old(b"dir/a"), fs::Permissions::from_mode(0o4755)).unwrap();
     crate::sys::xattr::set(&old(b"dir"), b"user.note", b"hello").unwrap();
 
+    fs::set_permissions(from.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    std::os::unix::fs::chown(from.path(), Some(7), Some(8)).unwrap();
+
     let layer = taken(from.path(), Overlay::No);
     let target = File::open(to.path()).unwrap();
     unpack(&mut &layer[..], target.as_fd(), Whiteouts::Remove).unwrap();
 
     for name in [
-        &b"dir"[..],
+        &b"."[..],
+        b"dir",
         b"dir/a",
         b"linked",
         b"not \xff text",

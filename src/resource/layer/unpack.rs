@@ -1,6 +1,6 @@
 //! A tar into a directory, whoever made the tar.
 
-use super::capture::c_string;
+use super::capture::{ROOT, c_string};
 use super::{OPAQUE, WHITEOUT};
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::PathBytes;
@@ -89,14 +89,19 @@ impl Unpacking<'_> {
                 }
                 Block::Member(block) => {
                     let (entry, _) = tar::parse_member(&block, &records).map_err(damaged)?;
-                    let bad = entry
-                        .name
-                        .as_bytes()
-                        .split(|byte| *byte == b'/')
-                        .any(|part| {
-                            part.is_empty() || part == b"." || part == b".." || part.contains(&0)
-                        });
-                    if bad {
+                    let is_root = entry.name.as_bytes() == ROOT && entry.kind == Kind::Directory;
+                    let is_bad = !is_root
+                        && entry
+                            .name
+                            .as_bytes()
+                            .split(|byte| *byte == b'/')
+                            .any(|part| {
+                                part.is_empty()
+                                    || part == b"."
+                                    || part == b".."
+                                    || part.contains(&0)
+                            });
+                    if is_bad {
                         return Err(damaged(format!("a file is called {}", entry.name)));
                     }
                     return Ok(Some(entry));
@@ -136,6 +141,11 @@ impl Unpacking<'_> {
             if self.whiteouts == Whiteouts::Overlay {
                 mknodat(parent, hidden.as_c_str(), SFlag::S_IFCHR, Mode::empty(), 0)?;
             }
+            return Ok(());
+        }
+        if path == ROOT {
+            attributes(parent, &name, entry)?;
+            self.directories.push((path.to_vec(), entry.clone()));
             return Ok(());
         }
         if entry.kind == Kind::Directory {
