@@ -213,7 +213,7 @@ impl Work<'_, '_> {
                 master: None,
             };
             self.watcher.notify(Stage::SetupNamespaces, &facts)?;
-            let mount_namespace = self.mounts(&namespaces, proc)?;
+            let mount_namespace = self.mounts(&namespaces, proc, host_pid)?;
             let (mount_namespace, terminals) = match mount_namespace {
                 Some(made) => {
                     join(&mut init, conductor, &made.namespace)?;
@@ -464,6 +464,7 @@ impl Work<'_, '_> {
         &self,
         namespaces: &Namespaces,
         proc: Option<OwnedFd>,
+        host_pid: i32,
     ) -> Result<Option<mnt::Rebuilt>> {
         let Some(record) = &self.records.mounts else {
             return Ok(None);
@@ -506,7 +507,7 @@ impl Work<'_, '_> {
             net: namespaces.net.as_ref().map(AsFd::as_fd),
             ipc: namespaces.ipc.as_ref().map(AsFd::as_fd),
             cgroup: namespaces.cgroup.as_ref().map(AsFd::as_fd),
-            cgroup_directory: &own_cgroup,
+            cgroup_directory: &|controllers| cgroup_of(host_pid, controllers),
             content: &|pieces| Box::new(image.read_pieces(pieces)),
         };
         mnt::rebuild(record, &env)
@@ -756,11 +757,11 @@ fn join(bare: &mut Bare, conductor: RemoteFd, namespace: &OwnedFd) -> Result<()>
     bare.run(&batch).doing(|| "entering a namespace").map(drop)
 }
 
-/// Where this process's own cgroup is in a hierarchy: the container is born there.
-fn own_cgroup(controllers: &[String]) -> Result<PathBuf> {
+/// Where the cgroup of a process is in a hierarchy.
+fn cgroup_of(host_pid: i32, controllers: &[String]) -> Result<PathBuf> {
     let hierarchies = crate::resource::cgroup::Hierarchies::of_this_host()?;
     let wanted = controllers.join(",");
-    let own = Process::new(std::process::id().cast_signed()).cgroup()?;
+    let own = Process::new(host_pid).cgroup()?;
     hierarchies
         .0
         .iter()

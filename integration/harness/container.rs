@@ -20,6 +20,8 @@ pub struct Container {
     runtime: Option<&'static str>,
     rootfs: Rootfs,
     id: String,
+    /// The ids of those that it was before: cgroups may still be called so.
+    former_ids: Vec<String>,
     bundle: PathBuf,
     host_pid: i32,
     /// What it printed: standard output, standard error.
@@ -35,6 +37,7 @@ pub struct Image {
     /// The tar.
     pub path: PathBuf,
     rootfs: Rootfs,
+    ids: Vec<String>,
     triggers: u32,
     taken_at: Instant,
 }
@@ -68,6 +71,7 @@ impl Container {
             runtime: Some(runtime),
             rootfs,
             id,
+            former_ids: Vec::new(),
             bundle,
             host_pid: 0,
             printed: printed.outputs(),
@@ -152,7 +156,13 @@ impl Container {
 
     /// What is visible of it from outside.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::take(self.host_pid, &self.id)
+        Snapshot::take(self.host_pid, self.ids())
+    }
+
+    /// Its id and all that it had before.
+    fn ids(&self) -> Vec<String> {
+        let own = std::iter::once(&self.id);
+        own.chain(&self.former_ids).cloned().collect()
     }
 
     /// Asks the test program to check itself, and panics unless it says `intact`.
@@ -201,6 +211,7 @@ impl Container {
         Ok(Image {
             path,
             rootfs: self.rootfs,
+            ids: self.ids(),
             triggers: self.triggers,
             taken_at,
         })
@@ -243,6 +254,7 @@ impl Image {
             runtime: None,
             rootfs: self.rootfs,
             id,
+            former_ids: self.ids.clone(),
             bundle,
             host_pid: 0,
             printed: printed.outputs(),
@@ -366,7 +378,9 @@ impl Drop for Container {
         for pid in left.iter().rev() {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
-        remove_cgroups(&self.id);
+        for id in self.ids() {
+            remove_cgroups(&id);
+        }
     }
 }
 

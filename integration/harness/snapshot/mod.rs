@@ -19,9 +19,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of the container with the first process `host_pid`, which its runtime calls `id`.
-    pub fn take(host_pid: i32, id: &str) -> Self {
-        let mut scribe = Scribe::new(host_pid, id);
+    /// Of the container with the first process `host_pid`, which its runtime calls, or called, by one of `ids`.
+    pub fn take(host_pid: i32, ids: Vec<String>) -> Self {
+        let mut scribe = Scribe::new(host_pid, ids);
         namespaces::write(&mut scribe, host_pid);
         for pid in members(host_pid) {
             processes::write(&mut scribe, pid);
@@ -70,7 +70,7 @@ impl Snapshot {
 /// Where the facts are gathered, and how host numbers become names that last.
 struct Scribe {
     facts: BTreeMap<String, String>,
-    id: String,
+    ids: Vec<String>,
     /// Host pid → pid inside.
     pids: BTreeMap<i32, i32>,
     /// Kind and number (inode, namespace, peer group) → place in order of appearance.
@@ -79,14 +79,16 @@ struct Scribe {
 }
 
 impl Scribe {
-    fn new(host_pid: i32, id: &str) -> Self {
+    fn new(host_pid: i32, mut ids: Vec<String>) -> Self {
+        // One may begin another.
+        ids.sort_by_key(|id| std::cmp::Reverse(id.len()));
         let pids = members(host_pid)
             .into_iter()
             .filter_map(|pid| Some((pid, inner_pid(pid)?)))
             .collect();
         Self {
             facts: BTreeMap::new(),
-            id: id.to_owned(),
+            ids,
             pids,
             names: BTreeMap::new(),
             counts: BTreeMap::new(),
@@ -94,7 +96,10 @@ impl Scribe {
     }
 
     fn put(&mut self, key: impl Into<String>, value: impl Into<String>) {
-        let value = value.into().trim().replace(&self.id, "ID");
+        let mut value = value.into().trim().to_owned();
+        for id in &self.ids {
+            value = value.replace(id, "ID");
+        }
         self.facts.insert(key.into(), value);
     }
 

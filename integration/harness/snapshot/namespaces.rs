@@ -69,20 +69,31 @@ fn lasting(what: &str, line: &str) -> String {
 pub fn write_mounts(scribe: &mut Scribe, at: &str, proc: &str) {
     let text = read(format!("{proc}/mountinfo")).unwrap_or_default();
     let mut seen: Vec<String> = Vec::new();
+    // Device and place of the root.
+    let mut top: Option<(String, String)> = None;
     for line in text.lines() {
         let Some((mount, system)) = line.split_once(" - ") else {
             continue;
         };
         let fields: Vec<&str> = mount.split(' ').collect();
-        let [_id, _parent, _device, root, point, options, optional @ ..] = &fields[..] else {
+        let [_id, _parent, device, root, point, options, optional @ ..] = &fields[..] else {
             continue;
         };
         let system: Vec<&str> = system.splitn(3, ' ').collect();
-        // The runtime or the engine chose what the root lies on.
-        let (root, system) = if *point == "/" {
-            ("/", "the root")
-        } else {
-            (*root, &*system.join(" "))
+        if *point == "/" {
+            top = Some(((*device).to_owned(), root.trim_end_matches('/').to_owned()));
+        }
+        // The runtime or the engine chose what the root lies on, and so what is bound from it.
+        let within = top
+            .as_ref()
+            .filter(|(root_device, _)| root_device == device)
+            .and_then(|(_, above)| root.strip_prefix(above.as_str()));
+        let (root, system) = match within {
+            Some(below) => (
+                format!("/{}", below.trim_start_matches('/')),
+                "the root".into(),
+            ),
+            None => ((*root).to_owned(), system.join(" ")),
         };
         let mut sharing = String::new();
         for tag in optional {
