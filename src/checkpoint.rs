@@ -11,21 +11,23 @@
 //! process be killed, the kernel lets the traced threads go, and the guard thaws the cgroup.
 
 pub mod collect;
+mod memory_only;
 pub mod stop;
 mod write;
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::fault;
-use crate::image::archive::{Output as ArchiveOutput, Writer};
+use crate::image::archive::{Output as ArchiveOutput, Reader, Writer};
 use crate::image::header::Container as Identity;
 use crate::proc::read::Process;
 use crate::request::{
-    After, Checkpoint, CheckpointReport, EmptyNamespace, External, Facts, NetworkLock, Output,
-    Phase, Progress, Rootfs, Stage, Target, Tcp, Watcher,
+    After, Checkpoint, CheckpointReport, EmptyNamespace, Extent, External, Facts, NetworkLock,
+    Output, Phase, Progress, Rootfs, Stage, Target, Tcp, Watcher,
 };
 use crate::resource::cgroup::Cgroups;
 use crate::resource::cgroup::freezer::Freezer;
 use crate::resource::layer::{self, Overlay};
+use crate::resource::memory::increment::Increment;
 use crate::resource::namespaces::mnt;
 use crate::resource::sockets::{self, Choices, Hold};
 use crate::sys::guard::Guard;
@@ -66,6 +68,10 @@ fn attempt(
     let scope = scope(init)?;
     fault::point("found")?;
     let options = request.options();
+    let increment = increment(request)?;
+    if options.extent == Extent::MemoryOnly {
+        return memory_only::run(request, scope, increment, watcher);
+    }
     let config = read_config(request)?;
     let cgroups = Cgroups::of_container(init, &known_cgroups(request), &[])?;
     // The cgroup of a tree of processes that is no container may hold others too.
@@ -109,13 +115,15 @@ fn attempt(
     };
     if !options.dry_run {
         let identity = identity(request);
-        report.image_bytes = write_image(
+        write_image(
             request,
             identity,
             &collected,
             config.as_ref(),
             root,
+            increment,
             watcher,
+            &mut report,
         )?;
     }
     fault::point("renamed")?;
@@ -348,6 +356,18 @@ fn root_layer(init: i32, wanted: Rootfs, refusals: &mut Refusals) -> Result<Root
     Ok(Root::Whole(whole))
 }
 
+/// What may be left out, because the parent image has it.
+fn increment(request: &Checkpoint) -> Result<Increment> {
+    let options = request.options();
+    let keep_digests = options.track_memory || options.extent == Extent::MemoryOnly;
+    let Some(parent) = &options.parent else {
+        return Increment::new(None, keep_digests);
+    };
+    let doing = || format!("reading the parent image {}", parent.image.display());
+    let image = Reader::open(&parent.image).doing(doing)?;
+    Increment::new(Some((&image, &parent.recorded_as)), keep_digests).doing(doing)
+}
+
 fn identity(request: &Checkpoint) -> Identity {
     let description = &request.options().description;
     Identity {
@@ -363,8 +383,10 @@ fn write_image(
     collected: &Collected,
     config: Option<&serde_json::Value>,
     root: Root,
+    mut increment: Increment,
     watcher: &mut dyn Watcher,
-) -> Result<u64> {
+    report: &mut CheckpointReport,
+) -> Result<()> {
     let header = write::header(identity, request.options().compression)?;
     let output = match request.output() {
         Output::File(path) => ArchiveOutput::File(path.clone()),
@@ -401,10 +423,19 @@ fn write_image(
     }
     refusals.into_result()?;
     fault::point("metadata-written")?;
-    write::pages(&mut writer, collected, watcher)?;
+    let begun = Instant::now();
+    write::pages(&mut writer, collected, &mut increment, watcher)?;
+    report.memory_dump = begun.elapsed();
+    report.pages_scanned = increment.scanned;
+    report.pages_skipped_parent = increment.skipped;
+    report.pages_written = increment.scanned - increment.skipped;
+    increment.finish(&mut writer)?;
     fault::point("pages-written")?;
     watcher.progress(progress(Phase::Syncing));
-    Ok(writer.finish()?.bytes)
+    let begun = Instant::now();
+    report.image_bytes = writer.finish()?.bytes;
+    report.memory_write = begun.elapsed();
+    Ok(())
 }
 
 /// The image is complete: the container ends, or goes on.

@@ -24,6 +24,7 @@ use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Tcp,
 use crate::resource::files::{Contents, Env, Rebuilder};
 use crate::resource::memory::build;
 use crate::resource::memory::fill::Pages;
+use crate::resource::memory::increment::Layers;
 use crate::resource::namespaces::{ipc, mnt, net, time, uts};
 use crate::resource::{cgroup, sockets, tree};
 use crate::sys::ns::{self, Kind};
@@ -37,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The image's bulk data, for the rooms that name it by member.
@@ -53,6 +54,14 @@ impl Contents for Members<'_> {
 pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
     let begun = Instant::now();
     let image = Reader::open(request.image())?;
+    if image.header().memory_only {
+        return Err(Error::coded(
+            "E-IMAGE-MEMORY-ONLY",
+            Exit::Image,
+            "the image holds memory only, to be the parent of another one",
+            "restore the image whose parent it is",
+        ));
+    }
     let mut records = Records::read(&image)?;
     match request.options().tcp {
         Tcp::Drop => sockets::close_outside(&mut records.sockets),
@@ -196,7 +205,9 @@ impl Work<'_, '_> {
     fn build(&mut self, report: &mut RestoreReport) -> Result<(i32, OwnedFd)> {
         let records = self.records;
         let image = self.image;
-        let chunks = |object: &str, number: u64| image.piece(&format!("memory/{object}"), number);
+        let directory = self.request.image().parent().unwrap_or(Path::new("."));
+        let layers = Layers::new(image, directory)?;
+        let chunks = |object: &str, number: u64| layers.chunk(object, number);
         let pages = Pages::new(&chunks);
         let mut namespaces = self.namespaces(&pages)?;
         fault::point("namespaces-made")?;

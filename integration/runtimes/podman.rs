@@ -276,6 +276,41 @@ fn podman_publishes_the_port_of_a_restored_container_again() {
 }
 
 #[test]
+fn podman_checkpoints_on_top_of_a_pre_checkpoint() {
+    let podman = Podman::new();
+    podman.start("one", &PRIVATE, COUNT);
+    podman.counts_on("one");
+    let (pre, full) = (podman.path("pre.tar"), podman.path("full.tar"));
+    podman.run(&[
+        "container",
+        "checkpoint",
+        "--pre-checkpoint",
+        "--export",
+        &pre,
+        "one",
+    ]);
+    podman.counts_on("one");
+    podman.run(&[
+        "container",
+        "checkpoint",
+        "--with-previous",
+        "--export",
+        &full,
+        "one",
+    ]);
+    podman.run(&["rm", "--force", "--time", "0", "one"]);
+    podman.run(&[
+        "container",
+        "restore",
+        "--import-previous",
+        &pre,
+        "--import",
+        &full,
+    ]);
+    podman.counts_on("one");
+}
+
+#[test]
 fn podman_over_ocimig_runtime_needs_no_criu_below() {
     let mut podman = Podman::new();
     podman.runtime = Some(podman.ground.path().join("bin/ocimig-runtime"));

@@ -421,6 +421,77 @@ fn runc_is_told_what_cannot_be_taken_along_and_the_container_goes_on() {
     echoes(&mut stream, "still there");
 }
 
+/// Holds some megabytes that never change, and counts.
+const LARGE: &str = "x=$(head -c 3000000 /dev/urandom | base64); i=0
+    while true; do echo $i >> /out; i=$((i+1)); sleep 0.05; done";
+
+#[test]
+fn runc_stores_only_what_changed_since_a_pre_dump() {
+    let container = Runc::shell(LARGE);
+    counts_on(&container.out());
+    let top = images(&container.ground);
+    let size = |name: &str| {
+        std::fs::metadata(top.join(name).join("ocimig.tar"))
+            .unwrap()
+            .len()
+    };
+    let checkpoint = |name: &str, options: &[&str]| {
+        std::fs::create_dir(top.join(name)).unwrap();
+        if let Err(text) = container.try_checkpoint(&top.join(name), options) {
+            panic!("{text}\n{:#?}", errors_in(&top.join(name).join("dump.log")));
+        }
+    };
+    checkpoint("1", &["--pre-dump"]);
+    counts_on(&container.out());
+    checkpoint("2", &["--pre-dump", "--parent-path", "../1"]);
+    counts_on(&container.out());
+    checkpoint("3", &["--parent-path", "../2"]);
+    assert!(container.is_gone());
+    for (name, parent) in [("2", "../1"), ("3", "../2")] {
+        let link = std::fs::read_link(top.join(name).join("parent")).unwrap();
+        assert_eq!(link, Path::new(parent));
+    }
+    assert!(size("1") > 3_000_000);
+    assert!(
+        size("2") < 500_000 && size("3") < 500_000,
+        "{} {}",
+        size("2"),
+        size("3")
+    );
+    // Not by themselves, and not with another parent.
+    std::fs::rename(top.join("1"), top.join("away")).unwrap();
+    let restore = || {
+        let mut command = container.command(&["restore", "--detach", "--image-path"]);
+        command.arg(top.join("3")).arg(container.id());
+        try_run(&mut command)
+    };
+    assert!(restore().is_err());
+    let errors = errors_in(&top.join("3/restore.log"));
+    assert!(errors[0].contains("parent image"), "{errors:?}");
+    drop(try_run(
+        container
+            .command(&["delete", "--force"])
+            .arg(container.id()),
+    ));
+    std::fs::rename(top.join("away"), top.join("1")).unwrap();
+    container.restore(&top.join("3"), &[]);
+    counts_on(&container.out());
+}
+
+#[test]
+fn an_image_of_the_memory_only_is_not_restored() {
+    let container = Runc::shell(COUNT);
+    counts_on(&container.out());
+    let images = container.checkpoint(&["--pre-dump"]);
+    run(container
+        .command(&["delete", "--force"])
+        .arg(container.id()));
+    let mut command = container.command(&["restore", "--detach", "--image-path"]);
+    assert!(try_run(command.arg(&images).arg(container.id())).is_err());
+    let errors = errors_in(&images.join("restore.log"));
+    assert!(errors[0].contains("E-IMAGE-MEMORY-ONLY"), "{errors:?}");
+}
+
 #[test]
 fn ocimig_runtime_needs_no_criu_in_the_path() {
     let program = Ground::new();

@@ -91,7 +91,8 @@ impl Scope {
         }
     }
 
-    fn walk(self, refusals: &mut Refusals) -> Result<Vec<i32>> {
+    /// Those that are in it at this moment, as this host numbers them.
+    pub(super) fn walk(self, refusals: &mut Refusals) -> Result<Vec<i32>> {
         match self {
             Scope::Namespace(init) => walk(init, refusals),
             Scope::Tree(top) => descend(top),

@@ -8,6 +8,7 @@ use crate::image::header::{Container, FORMAT, Header, Host};
 use crate::image::memory::PAGE;
 use crate::request::{Phase, Progress, Watcher};
 use crate::resource::layer::{self, Overlay};
+use crate::resource::memory::increment::Increment;
 use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,6 +44,7 @@ pub fn header(container: Container, compression: Compression) -> Result<Header> 
         },
         container,
         compression,
+        memory_only: false,
         requires: Vec::new(),
     })
 }
@@ -99,13 +101,19 @@ pub fn contents(writer: &mut Writer, collected: &Collected, refusals: &mut Refus
     Ok(())
 }
 
-/// Writes the pages.
-pub fn pages(writer: &mut Writer, collected: &Collected, watcher: &mut dyn Watcher) -> Result<()> {
+/// Writes the pages that no parent has.
+pub fn pages(
+    writer: &mut Writer,
+    collected: &Collected,
+    increment: &mut Increment,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
     let total = collected.pages.size();
     let mut done = 0;
     let mut half = false;
     collected.pages.read(&mut |object, number, bytes| {
         done += bytes.len() as u64;
+        let bytes = increment.take(object, number, bytes);
         writer.piece(&format!("memory/{object}"), number, bytes)?;
         if done >= total / 2 && !std::mem::replace(&mut half, true) {
             crate::fault::point("pages-half")?;

@@ -33,7 +33,8 @@ static FEATURES: &[(&str, Probe)] = &[
     ("kcmp_epoll", Probe::Ask(kcmp)),
     ("link_nsid", Probe::Always),
     ("loginuid", Probe::Ask(|| exists("/proc/self/loginuid"))),
-    ("mem_dirty_track", Probe::Ask(tracks_memory)),
+    // Without soft-dirty: pages are told apart by their content.
+    ("mem_dirty_track", Probe::Always),
     ("membarrier_get_registrations", Probe::Never),
     ("mnt_id", Probe::Always),
     ("move_mount_set_group", Probe::Always),
@@ -91,16 +92,11 @@ fn nftables() -> bool {
         || exists("/sbin/nft")
 }
 
-/// Whether written pages can be told from others between two checkpoints.
-pub fn tracks_memory() -> bool {
-    false
-}
-
 /// The answer to FEATURE_CHECK: of what is asked for, what is there.
 pub fn asked(wanted: wire::Features) -> wire::Features {
     let wants = |wanted: Option<bool>| wanted.unwrap_or(false);
     wire::Features {
-        mem_track: Some(wants(wanted.mem_track) && tracks_memory()),
+        mem_track: Some(wants(wanted.mem_track)),
         lazy_pages: Some(false),
         pidfd_store: Some(false),
     }
@@ -190,6 +186,7 @@ mod tests {
     fn features_are_known_by_name_and_only_what_is_asked_for_is_said() {
         assert!(FEATURES.windows(2).all(|pair| pair[0].0 < pair[1].0));
         assert!(has("external_net_ns").unwrap());
+        assert!(has("mem_dirty_track").unwrap());
         assert!(!has("compat_cr").unwrap());
         assert!(has("soul").is_err());
         let nothing = asked(wire::Features::default());

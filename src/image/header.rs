@@ -31,6 +31,9 @@ pub struct Header {
     pub container: Container,
     /// How memory chunks are stored unless they say otherwise by their name.
     pub compression: Compression,
+    /// It holds pages and nothing else, to be the parent of another image; it cannot be restored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_only: bool,
     /// What the restoring host must offer.
     #[serde(default)]
     pub requires: Vec<Requirement>,
@@ -209,6 +212,7 @@ mod tests {
                 ..Container::default()
             },
             compression: Compression::Zstd,
+            memory_only: false,
             requires: vec![Requirement {
                 name: "cpu.avx2".into(),
                 needed_by: "pid 1 (sh)".into(),

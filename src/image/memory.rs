@@ -7,6 +7,7 @@
 use super::PathBytes;
 use super::files::{FileReference, Inode};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Bytes of a page in every image so far (x86-64).
 pub const PAGE: u64 = 4096;
@@ -197,3 +198,40 @@ pub enum SharedKind {
         name: PathBytes,
     },
 }
+
+/// Which pages of this image are in another, its parent: `memory/parent.json`. They are left out of the
+/// pieces of their object, whose other pages close up.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inherited {
+    /// Where the parent is, relative to the directory of this image.
+    pub image: PathBytes,
+    /// [`Reader::identity`](super::archive::Reader::identity) of the parent.
+    pub identity: String,
+    /// Objects of the parent, to be named by their number.
+    pub sources: Vec<String>,
+    /// By object of this image, ascending, without overlaps.
+    pub objects: BTreeMap<String, Vec<InheritedRun>>,
+}
+
+/// A run of pages that another image has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InheritedRun {
+    /// Number of the first page in this image's object.
+    pub page: u64,
+    /// How many.
+    pub pages: u64,
+    /// Which of [`Inherited::sources`].
+    pub source: u32,
+    /// Number of the first page there.
+    pub there: u64,
+}
+
+/// The member that holds [`Inherited`].
+pub const INHERITED: &str = "memory/parent.json";
+/// Pieces below this name, by object: BLAKE3 of every page, one after the other. Only images have them
+/// that may become parents.
+pub const DIGESTS: &str = "memory/digests";
+/// The object of an image of the memory only: every different page once.
+pub const DISTINCT: &str = "distinct";

@@ -32,6 +32,7 @@ fn header() -> Header {
             runtime: Some("runc".into()),
         },
         compression: Compression::Zstd,
+        memory_only: false,
         requires: vec![Requirement {
             name: "cpu.avx2".into(),
             needed_by: "pid 1 (sh)".into(),

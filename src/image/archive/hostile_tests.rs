@@ -17,6 +17,7 @@ fn header(compression: Compression) -> Header {
         host: Host::default(),
         container: Container::default(),
         compression,
+        memory_only: false,
         requires: Vec::new(),
     }
 }

@@ -14,6 +14,7 @@ fn header(compression: Compression) -> Header {
         host: Host::default(),
         container: Container::default(),
         compression,
+        memory_only: false,
         requires: Vec::new(),
     }
 }

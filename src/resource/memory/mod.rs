@@ -11,6 +11,8 @@ mod attributes;
 pub mod build;
 mod collect;
 pub mod fill;
+pub mod increment;
+pub mod live;
 mod pages;
 pub mod regions;
 mod source;
