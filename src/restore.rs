@@ -279,9 +279,17 @@ impl Work<'_, '_> {
         if !matches!(self.request.place(), Place::Bundle { .. }) {
             return Ok(cgroup::tree::Made::default());
         }
-        let old = self.image.header().container.id.as_str();
+        let records = &self.records.cgroups;
+        let mut old = self.image.header().container.id.as_str();
+        if old.is_empty() {
+            // Taken by the number of its first process: its groups are still called after something.
+            old = records
+                .first()
+                .and_then(|record| record.path.rsplit('/').next())
+                .unwrap_or_default();
+        }
         let rename = self.request.options().id.as_deref().map(|new| (old, new));
-        cgroup::tree::rebuild(&self.records.cgroups, rename)
+        cgroup::tree::rebuild(records, rename)
     }
 
     /// Connections have their owner again.

@@ -169,7 +169,36 @@ pub fn build(
     feed.run()?;
     let runs = missing(&inherited.pages, &memory.pages, &pieces);
     fill(bare.host_pid, &memory.areas, &runs, pages)
-        .doing(|| format!("filling the memory of process {}", bare.pid))
+        .doing(|| format!("filling the memory of process {}", bare.pid))?;
+    // Only now: a private area that is made read-only before it has pages is no longer accounted
+    // (mm/mprotect.c). One that never has any had some once.
+    let mut feed = Feed::new(bare);
+    for piece in &pieces {
+        if let What::Map(area) = piece.what
+            && has(area, attributes::ACCOUNTED)
+        {
+            let first = memory.pages.partition_point(|run| run.end() <= piece.start);
+            let has_pages = memory
+                .pages
+                .get(first)
+                .is_some_and(|run| run.start < piece.end);
+            if !has_pages && area.backing == Backing::Anonymous {
+                for advice in [MADV_POPULATE_WRITE, libc::MADV_DONTNEED] {
+                    feed.push(calls::Madvise {
+                        address: piece.start.into(),
+                        length: PAGE.into(),
+                        advice: advice.into(),
+                    })?;
+                }
+            }
+            feed.push(calls::Mprotect {
+                address: piece.start.into(),
+                length: (piece.end - piece.start).into(),
+                protection: protection(&area.perms).into(),
+            })?;
+        }
+    }
+    feed.run()
 }
 
 /// What happens to a range of addresses.
@@ -368,13 +397,6 @@ fn map(
         fd,
         offset: offset.into(),
     })?;
-    if accounted {
-        feed.push(calls::Mprotect {
-            address: piece.start.into(),
-            length: length.into(),
-            protection: protection(&area.perms).into(),
-        })?;
-    }
     if let Some(name) = &area.name {
         feed.with(name.as_bytes().len(), |batch| {
             let text = batch.string(name.as_bytes());
@@ -402,6 +424,8 @@ fn map(
     Ok(())
 }
 
+/// `MADV_POPULATE_WRITE` of `<linux/mman.h>`, since Linux 5.14.
+const MADV_POPULATE_WRITE: i32 = 23;
 /// `PR_SET_VMA` of `<linux/prctl.h>`; its only sub-option, PR_SET_VMA_ANON_NAME, is 0.
 const PR_SET_VMA: i32 = 0x5356_4d41;
 /// `MADV_GUARD_INSTALL` of `<linux/mman.h>`, since Linux 6.13.
