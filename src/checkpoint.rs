@@ -37,8 +37,13 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stop::Scope;
+
+/// How often a container is looked at that is in the middle of something.
+const TRIES: u32 = 8;
+/// How long it goes on in between, the first time.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Checkpoints a container.
 pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<CheckpointReport> {
@@ -85,26 +90,48 @@ fn attempt(
     };
     fault::point("guarded")?;
     watcher.notify(Stage::PreDump, &Facts::default())?;
-    let begun = Instant::now();
-    watcher.progress(progress(Phase::Freezing));
-    if let Some(freezer) = &mut freezer {
-        freezer.freeze(options.freeze_timeout)?;
-    }
-    fault::point("frozen")?;
-    let mut refusals = Refusals::new();
-    let mut container = stop::hold(scope, freezer.as_mut(), &mut refusals)?;
-    let freezing = begun.elapsed();
-    fault::point("thawed-into-trap")?;
-    *locked = true;
-    watcher.notify(Stage::NetworkLock, &Facts::default())?;
-    watcher.notify(Stage::QueryExtFiles, &Facts::default())?;
-    let mut external = options.external.clone();
-    external.append(&mut watcher.external());
-    watcher.progress(progress(Phase::Collecting));
-    let collect_options = collect_options(request, &external, &cgroups, config.as_ref())?;
-    let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
-    fault::point("collected")?;
-    let root = root_layer(init, options.rootfs, &mut refusals)?;
+    let mut external = None;
+    let mut tries = 0;
+    let (begun, freezing, container, collected, root, refusals) = loop {
+        let begun = Instant::now();
+        watcher.progress(progress(Phase::Freezing));
+        if let Some(freezer) = &mut freezer {
+            freezer.freeze(options.freeze_timeout)?;
+        }
+        fault::point("frozen")?;
+        let mut refusals = Refusals::new();
+        let mut container = stop::hold(scope, freezer.as_mut(), &mut refusals)?;
+        let freezing = begun.elapsed();
+        fault::point("thawed-into-trap")?;
+        let external = match &external {
+            Some(known) => known,
+            None => {
+                *locked = true;
+                watcher.notify(Stage::NetworkLock, &Facts::default())?;
+                watcher.notify(Stage::QueryExtFiles, &Facts::default())?;
+                let mut all = options.external.clone();
+                all.append(&mut watcher.external());
+                external.insert(all)
+            }
+        };
+        watcher.progress(progress(Phase::Collecting));
+        let collect_options = collect_options(request, external, &cgroups, config.as_ref())?;
+        let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
+        fault::point("collected")?;
+        let root = root_layer(init, options.rootfs, &mut refusals)?;
+        tries += 1;
+        if !refusals.will_pass() || tries >= TRIES {
+            break (begun, freezing, container, collected, root, refusals);
+        }
+        // What stands in the way is gone in a moment, if the container goes on for one.
+        tracing::debug!("trying again: {:?}", refusals.as_slice());
+        drop(collected);
+        if let Some(freezer) = &mut freezer {
+            freezer.as_found()?;
+        }
+        container.release()?;
+        std::thread::sleep(PAUSE * tries);
+    };
     refusals.into_result()?;
     fault::point("refused-check")?;
     let mut report = CheckpointReport {

@@ -48,6 +48,19 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Codes of what programs are in the middle of for a moment: a connection that waits to be accepted, a
+/// child that shares its parent's memory until it starts its own program, events about to be read.
+const PASSING: [&str; 8] = [
+    "E-TCP-PENDING-DATA",
+    "E-TCP-CONNECTING",
+    "E-TCP-ORPHAN-DATA",
+    "E-UNIX-PENDING-DATA",
+    "E-INOTIFY-QUEUED",
+    "E-SHARED-MEMORY",
+    "E-SHARED-DESCRIPTORS",
+    "E-SHARED-DIRECTORY",
+];
+
 /// Refusals are gathered, not thrown: a checkpoint reports all of them at once.
 #[derive(Debug, Default)]
 pub struct Refusals(Vec<Refusal>);
@@ -89,6 +102,11 @@ impl Refusals {
     /// What was gathered so far.
     pub fn as_slice(&self) -> &[Refusal] {
         &self.0
+    }
+
+    /// Whether something was refused, and all of it is of a kind that passes by itself in a moment.
+    pub fn will_pass(&self) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|refusal| PASSING.contains(&refusal.code))
     }
 
     /// `Ok` when nothing was refused, an [`Error`] that lists everything otherwise.

@@ -5,9 +5,11 @@ use crate::error::{Context, Error, Result};
 use crate::image::files::FileId;
 use crate::image::memory::Memory;
 use crate::image::process::{Alive, Process};
+use crate::proc::status::State;
 use crate::resource::files::{InTarget, Rebuilder, Rebuilt};
 use crate::resource::memory::build::{self, Opened};
 use crate::resource::memory::fill::Pages;
+use crate::resource::namespaces::ipc;
 use crate::resource::tree::Step;
 use crate::resource::{attributes, limits, scheduling, seccomp, signals, threads, timers};
 use crate::sys::ptrace::{self, Event};
@@ -25,11 +27,16 @@ pub struct Nursery<'a> {
     bare: BTreeMap<i32, Bare>,
     /// Whose memory each was born with.
     held: HashMap<i32, Option<i32>>,
+    /// Those that are finished and in state T: number in the container, number on this host.
+    stopped: BTreeMap<i32, i32>,
     /// A descriptor of every process that stands for this one.
     conductor: RemoteFd,
     /// This process's capabilities: those of a bare process.
     capabilities: u64,
 }
+
+/// Milliseconds that a process has to stop.
+const STOPS_WITHIN: u32 = 5000;
 
 /// What is needed of the memory.
 pub struct Materials<'a> {
@@ -52,6 +59,7 @@ impl<'a> Nursery<'a> {
                 .collect(),
             held: HashMap::from([(init.pid, None)]),
             bare: BTreeMap::from([(init.pid, init)]),
+            stopped: BTreeMap::new(),
             conductor,
             capabilities: own.cap_permitted,
         })
@@ -309,8 +317,7 @@ impl<'a> Nursery<'a> {
         rebuilt: &Rebuilt,
         places: &BTreeMap<i32, Places>,
     ) -> Result<()> {
-        let pids: Vec<i32> = self.bare.keys().copied().collect();
-        for pid in pids {
+        for pid in self.children_first() {
             let Some(alive) = self.alive(pid) else {
                 continue;
             };
@@ -319,8 +326,72 @@ impl<'a> Nursery<'a> {
                 .ok_or_else(|| Error::bug(format!("no places for pid {pid}")))?;
             self.process(pid, alive, records, rebuilt, places)
                 .doing(|| format!("finishing pid {pid}"))?;
+            if self.is_stopped(pid) {
+                self.stop(pid)
+                    .doing(|| format!("stopping pid {pid} as it was"))?;
+            }
         }
         Ok(())
+    }
+
+    fn is_stopped(&self, pid: i32) -> bool {
+        self.records
+            .get(&pid)
+            .is_some_and(|record| record.stopped.is_some())
+    }
+
+    /// Processes in an order in which children come before their parents.
+    fn children_first(&self) -> Vec<i32> {
+        let depth = |pid: i32| {
+            let mut depth = 0;
+            let mut at = pid;
+            while let Some(record) = self.records.get(&at) {
+                depth += 1;
+                at = record.member.ppid;
+            }
+            depth
+        };
+        let mut pids: Vec<i32> = self.bare.keys().copied().collect();
+        pids.sort_by_key(|pid| std::cmp::Reverse(depth(*pid)));
+        pids
+    }
+
+    /// Lets a finished process go into the state T that it was in. Its parent is told, and is not yet
+    /// what it was: it asks for the status, so that it is not told once more.
+    fn stop(&mut self, pid: i32) -> Result<()> {
+        let Some(bare) = self.bare.remove(&pid) else {
+            return Ok(());
+        };
+        let host_pid = bare.host_pid;
+        let process = crate::proc::read::Process::new(host_pid);
+        send(host_pid, libc::SIGSTOP)?;
+        self.stopped.insert(pid, host_pid);
+        release(bare)?;
+        for _ in 0..STOPS_WITHIN {
+            if process.stat()?.state == State::Stopped {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Err(Error::bug("it does not stop"))
+    }
+
+    /// Lets a parent ask for the stops of its children, which it knew of.
+    fn push_waits(&self, batch: &mut Batch, parent: i32) {
+        for pid in self.stopped.keys() {
+            let is_child = self
+                .records
+                .get(pid)
+                .is_some_and(|record| record.member.ppid == parent);
+            if is_child {
+                batch.push_tolerant(calls::Waitid {
+                    which: libc::P_PID.into(),
+                    id: (*pid).into(),
+                    info: 0u64.into(),
+                    options: (libc::WSTOPPED | libc::WNOHANG | libc::__WALL).into(),
+                });
+            }
+        }
     }
 
     fn process(
@@ -337,6 +408,8 @@ impl<'a> Nursery<'a> {
             .records
             .get(&pid)
             .is_some_and(|record| record.member.subreaper);
+        let mut waits = Batch::new();
+        self.push_waits(&mut waits, pid);
         let bare = self.get(pid)?;
         let waiting = alive.pending.iter().chain(
             alive
@@ -349,7 +422,11 @@ impl<'a> Nursery<'a> {
         let own_exe = places.exe.as_ref().map(std::os::fd::AsFd::as_fd);
         build::finish(bare, &alive.memory, own_exe, conductor)?;
         descriptors(bare, records, rebuilt, conductor)?;
+        bare.run(&waits)?;
         let mut batch = Batch::new();
+        if let Some(ipc) = &records.ipc {
+            ipc::undo::give_back(ipc, pid, &mut batch);
+        }
         signals::rebuild_handlers(&mut batch, &alive.handlers);
         attributes::rebuild(&mut batch, &alive.attributes, subreaper);
         limits::rebuild(&mut batch, &alive.limits)?;
@@ -383,20 +460,8 @@ impl<'a> Nursery<'a> {
         threads::finish_all(bare, &alive.threads)
     }
 
-    /// Lets everybody go: first those that were stopped, so that their parents do not see it.
+    /// Lets everybody go.
     pub fn release(mut self) -> Result<()> {
-        let stopped: Vec<i32> = self
-            .records
-            .values()
-            .filter(|record| record.stopped.is_some())
-            .map(|record| record.member.pid)
-            .collect();
-        for pid in stopped {
-            if let Some(bare) = self.bare.remove(&pid) {
-                send(bare.host_pid, libc::SIGSTOP)?;
-                release(bare)?;
-            }
-        }
         for bare in std::mem::take(&mut self.bare).into_values() {
             release(bare)?;
         }
@@ -405,8 +470,9 @@ impl<'a> Nursery<'a> {
 
     /// Kills all that were made. Their namespace's first process takes everybody along.
     pub fn abandon(&mut self) {
-        for bare in self.bare.values() {
-            let _ = send(bare.host_pid, libc::SIGKILL);
+        let bare = self.bare.values().map(|bare| bare.host_pid);
+        for host_pid in bare.chain(self.stopped.values().copied()) {
+            let _ = send(host_pid, libc::SIGKILL);
         }
         self.bare.clear();
         while let Ok(Some((_, event))) = ptrace::wait(-1, true) {
