@@ -483,13 +483,10 @@ fn an_image_of_the_memory_only_is_not_restored() {
     let container = Runc::shell(COUNT);
     counts_on(&container.out());
     let images = container.checkpoint(&["--pre-dump"]);
-    run(container
-        .command(&["delete", "--force"])
-        .arg(container.id()));
-    let mut command = container.command(&["restore", "--detach", "--image-path"]);
-    assert!(try_run(command.arg(&images).arg(container.id())).is_err());
-    let errors = errors_in(&images.join("restore.log"));
-    assert!(errors[0].contains("E-IMAGE-MEMORY-ONLY"), "{errors:?}");
+    let mut restore = with_criu(&container.ground, "criu");
+    let text = try_run(restore.args(["restore", "-d", "-D"]).arg(&images)).unwrap_err();
+    assert!(text.contains("E-IMAGE-MEMORY-ONLY"), "{text}");
+    counts_on(&container.out());
 }
 
 #[test]
