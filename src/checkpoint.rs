@@ -21,8 +21,8 @@ use crate::image::archive::{Output as ArchiveOutput, Reader, Writer};
 use crate::image::header::Container as Identity;
 use crate::proc::read::Process;
 use crate::request::{
-    After, Checkpoint, CheckpointReport, EmptyNamespace, Extent, External, Facts, NetworkLock,
-    Output, Phase, Progress, Rootfs, Stage, Target, Tcp, Watcher,
+    After, CgroupMode, Checkpoint, CheckpointReport, EmptyNamespace, Extent, External, Facts,
+    NetworkLock, Output, Phase, Progress, Rootfs, Stage, Target, Tcp, Watcher,
 };
 use crate::resource::cgroup::Cgroups;
 use crate::resource::cgroup::freezer::Freezer;
@@ -44,6 +44,9 @@ use stop::Scope;
 const TRIES: u32 = 8;
 /// How long it goes on in between, the first time.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// What the members are called that hold files without a name.
+const GHOSTS: &str = "files/ghost-";
 
 /// Checkpoints a container.
 pub fn run(request: &Checkpoint, watcher: &mut dyn Watcher) -> Result<CheckpointReport> {
@@ -118,6 +121,7 @@ fn attempt(
         let collect_options = collect_options(request, external, &cgroups, config.as_ref())?;
         let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
         fault::point("collected")?;
+        refuse_large_ghosts(&collected, options.ghost_limit, &mut refusals);
         let root = root_layer(init, options.rootfs, &mut refusals)?;
         tries += 1;
         if !refusals.will_pass() || tries >= TRIES {
@@ -167,6 +171,21 @@ fn attempt(
         guard.end()?;
     }
     Ok(report)
+}
+
+/// Files without a name go into the image whole, which a caller may not want.
+fn refuse_large_ghosts(collected: &Collected, limit: Option<u64>, refusals: &mut Refusals) {
+    for (member, content) in &collected.contents {
+        let size = content.len();
+        if limit.is_some_and(|limit| size > limit) && member.starts_with(GHOSTS) {
+            refusals.add(
+                "E-GHOST-LIMIT",
+                format!("a file without a name ({member})"),
+                format!("it has {size} bytes, more than the limit"),
+                "raise the limit (ghost-limit)",
+            );
+        }
+    }
 }
 
 /// Holds back packets of kept connections in a network namespace that outlives the container.
@@ -317,7 +336,7 @@ fn collect_options(
             })
             .collect(),
         empty_net: options.empty_namespaces.contains(&EmptyNamespace::Net),
-        cgroups: Some(cgroups.clone()),
+        cgroups: (options.cgroups != CgroupMode::Ignore).then(|| cgroups.clone()),
         shell_job: options.shell_job,
     })
 }

@@ -10,6 +10,7 @@
 //! with this one (PTRACE_O_EXITKILL), namespaces and mounts with the last descriptor of them.
 
 mod birth;
+mod cpu;
 mod read;
 mod root;
 
@@ -17,10 +18,16 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::fault;
 use crate::image::PathBytes;
 use crate::image::archive::Reader;
+use crate::image::cgroup::Cgroup;
 use crate::image::memory::Memory;
 use crate::image::namespaces::mnt::Mount;
+use crate::image::namespaces::net::Net;
 use crate::proc::read::Process;
-use crate::request::{Facts, Place, Restore, RestoreReport, Restored, Stage, Tcp, Watcher};
+use crate::request::{
+    CgroupMode, CgroupRoot, EmptyNamespace, Facts, Place, Restore, RestoreReport, Restored, Stage,
+    Tcp, Watcher,
+};
+use crate::resource::cgroup::tree::Policy;
 use crate::resource::files::{Contents, Env, Rebuilder};
 use crate::resource::memory::build;
 use crate::resource::memory::fill::Pages;
@@ -69,7 +76,7 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
     }
     let records = records;
     fault::point("opened")?;
-    records.check(&image)?;
+    records.check(&image, request.options().cpu)?;
     let steps = tree::births(
         &members(&records),
         &thread_numbers(&records),
@@ -254,7 +261,7 @@ impl Work<'_, '_> {
                 tracing::warn!("{error}");
             }
             fault::point("before-release")?;
-            nursery.release()?;
+            nursery.release(self.request.options().leave_stopped)?;
             fault::point("released")?;
             if let Err(error) = self.watcher.notify(Stage::PostResume, &Facts::default()) {
                 tracing::warn!("{error}");
@@ -277,7 +284,7 @@ impl Work<'_, '_> {
     /// process is in them already.
     fn cgroups(&self) -> Result<cgroup::tree::Made> {
         if !matches!(self.request.place(), Place::Bundle { .. }) {
-            return Ok(cgroup::tree::Made::default());
+            return self.managed_cgroups();
         }
         let records = &self.records.cgroups;
         let mut old = self.image.header().container.id.as_str();
@@ -290,6 +297,37 @@ impl Work<'_, '_> {
         }
         let rename = self.request.options().id.as_deref().map(|new| (old, new));
         cgroup::tree::rebuild(records, rename)
+    }
+
+    /// The control groups as a caller wants them who makes some of them itself.
+    fn managed_cgroups(&self) -> Result<cgroup::tree::Made> {
+        let options = self.request.options();
+        let policy = match options.cgroups {
+            CgroupMode::Ignore => return Ok(cgroup::tree::Made::default()),
+            CgroupMode::None => Policy::Join,
+            CgroupMode::Props => Policy::Settings,
+            CgroupMode::Soft => Policy::Missing,
+            CgroupMode::Full => Policy::All,
+            CgroupMode::Strict => Policy::Strict,
+        };
+        let top = |record: &Cgroup| {
+            let wanted = match record.hierarchy.as_str() {
+                "unified" => "",
+                other => other,
+            };
+            let is_of = |root: &&CgroupRoot| {
+                root.controller.as_deref().is_some_and(|given| {
+                    given == wanted || wanted.split(',').any(|one| !one.is_empty() && one == given)
+                })
+            };
+            let roots = &options.cgroup_roots;
+            roots
+                .iter()
+                .find(is_of)
+                .or_else(|| roots.iter().find(|root| root.controller.is_none()))
+                .map_or_else(|| record.path.clone(), |root| root.path.clone())
+        };
+        cgroup::tree::rebuild_at(&self.records.cgroups, &top, policy)
     }
 
     /// Connections have their owner again.
@@ -312,8 +350,18 @@ impl Work<'_, '_> {
     /// Namespaces that can be made before anybody is in them.
     fn namespaces(&self, pages: &Pages<'_>) -> Result<Namespaces> {
         let records = self.records;
+        let options = self.request.options();
         let mut made = Namespaces::default();
-        let fill_net = || match &records.net {
+        let empty = options
+            .empty_namespaces
+            .contains(&EmptyNamespace::Net)
+            .then(|| records.net.as_ref())
+            .flatten()
+            .map(|record| Net {
+                external: true,
+                ..record.clone()
+            });
+        let fill_net = || match empty.as_ref().or(records.net.as_ref()) {
             Some(record) => net::rebuild(record),
             None => net::lo_up(),
         };

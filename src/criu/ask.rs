@@ -7,7 +7,7 @@ use crate::error::{Context, Refusals, Result};
 use crate::request::{
     After, Checkpoint, CheckpointOptions, CpuCheck, Description, EmptyNamespace, Extent, External,
     ExternalMount, Inherited, NetworkLock, Output, Place, Restore, RestoreOptions, Rootfs, Target,
-    Tcp, Veth,
+    Tcp,
 };
 use crate::sys::pidfd;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,13 +22,7 @@ pub fn checkpoint(
 ) -> Result<Checkpoint> {
     let mut refusals = Refusals::new();
     refuse(settings, &mut refusals);
-    if settings.auto_dedup && settings.parent.is_some() {
-        refused(
-            &mut refusals,
-            "auto-dedup",
-            "pages of a parent image cannot be taken out of it",
-        );
-    }
+    refuse_at_checkpoint(settings, &mut refusals);
     refusals.into_result()?;
     let after = match (settings.leave_running, settings.leave_stopped) {
         _ if extent == Extent::MemoryOnly => After::Run,
@@ -94,12 +88,26 @@ pub fn restore(settings: &Settings, images: &Images) -> Result<Restore> {
             "an image is not taken apart while it is restored",
         );
     }
-    if settings.lsm_mount_context.is_some() {
-        refused(
-            &mut refusals,
+    for (name, given, reason) in [
+        (
             "lsm-mount-context",
+            settings.lsm_mount_context.is_some(),
             "mounts keep the options that they had",
-        );
+        ),
+        (
+            "lsm-profile",
+            settings.lsm_profile.is_some(),
+            "security labels are not set",
+        ),
+        (
+            "weak-sysctls",
+            settings.weak_sysctls,
+            "settings that the kernel does not take are an error",
+        ),
+    ] {
+        if given {
+            refused(&mut refusals, name, reason);
+        }
     }
     let mut options = RestoreOptions {
         sibling: settings.sibling,
@@ -215,6 +223,56 @@ fn refuse(settings: &Settings, refusals: &mut Refusals) {
     }
 }
 
+/// What a checkpoint cannot do.
+fn refuse_at_checkpoint(settings: &Settings, refusals: &mut Refusals) {
+    for (name, given, reason) in [
+        (
+            "auto-dedup",
+            settings.auto_dedup && settings.parent.is_some(),
+            "pages of a parent image cannot be taken out of it",
+        ),
+        (
+            "cgroup-dump-controller",
+            !settings.cgroup_controllers.is_empty(),
+            "the container's cgroups are taken along in all hierarchies or in none",
+        ),
+        (
+            "skip-in-flight",
+            settings.skip_in_flight,
+            "connections that are not yet accepted are taken along",
+        ),
+        (
+            "skip-mnt",
+            !settings.skip_mounts.is_empty(),
+            "a mount cannot be left out; name it as external",
+        ),
+    ] {
+        if given {
+            refused(refusals, name, reason);
+        }
+    }
+    // Those come back by themselves, as long as nothing of the container's own is in them.
+    let known = ["hugetlbfs", "tracefs", "debugfs", "securityfs", "configfs"];
+    for kind in &settings.enable_fs {
+        if !known.contains(&kind.as_str()) {
+            refused(
+                refusals,
+                &format!("enable-fs {kind}"),
+                "a file system is not mounted anew by its options alone",
+            );
+        }
+    }
+    for text in &settings.external {
+        if text.starts_with("dev[") || text.starts_with("veth[") {
+            refused(
+                refusals,
+                &format!("external {text}"),
+                "block devices and network interfaces cannot stay outside",
+            );
+        }
+    }
+}
+
 fn tcp(settings: &Settings) -> Tcp {
     if settings.tcp_close {
         Tcp::Drop
@@ -314,29 +372,10 @@ fn restored_external(
                 }
             }
         }
-        "veth" => {
-            if let External::Veth {
-                inner,
-                outer: Some(outer),
-                bridge,
-            } = text.parse()?
-            {
-                options.veths.push(Veth {
-                    inner,
-                    outer,
-                    bridge,
-                });
-            } else {
-                return Err(wrong(
-                    format!("{text:?} gives no interface"),
-                    "write veth[INNER]:OUTER",
-                ));
-            }
-        }
-        "dev" | "macvlan" => refused(
+        "dev" | "macvlan" | "veth" => refused(
             refusals,
             &format!("external {text}"),
-            "block devices and macvlan interfaces cannot be given to a restored container",
+            "block devices and network interfaces are not given to a restored container",
         ),
         _ => refused(
             refusals,
@@ -432,6 +471,7 @@ mod tests {
         }
         let settings = Settings {
             external: vec!["macvlan[eth0]:eth1".into(), "tty[1:2]".into()],
+            weak_sysctls: true,
             ..Settings::default()
         };
         let text = restore(&settings, &images).unwrap_err().to_string();
@@ -439,6 +479,19 @@ mod tests {
             text.contains("macvlan[eth0]") && text.contains("tty[1:2]"),
             "{text}"
         );
+        assert!(text.contains("weak-sysctls"), "{text}");
+        let settings = Settings {
+            skip_in_flight: true,
+            enable_fs: vec!["hugetlbfs".into(), "ext4".into()],
+            external: vec!["veth[eth0]:a".into()],
+            ..Settings::default()
+        };
+        let text = checkpoint(&settings, &images, 42, Extent::Whole)
+            .unwrap_err()
+            .to_string();
+        for name in ["skip-in-flight", "enable-fs ext4", "external veth[eth0]:a"] {
+            assert!(text.contains(name), "{text}");
+        }
     }
 
     #[test]

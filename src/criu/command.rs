@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(settings.cgroups, CgroupMode::Full);
         assert_eq!(settings.log_level, 8);
         assert_eq!(settings.tree, Some(4711));
-        assert_eq!(settings.ghost_limit, 4 << 20);
+        assert_eq!(settings.ghost_limit, Some(4 << 20));
         assert_eq!(settings.external, ["tty[8803:18]"]);
     }
 

@@ -147,7 +147,7 @@ mod tests {
             read.work_dir,
             Some(PathBuf::from("/srv/my \"work\" directory"))
         );
-        assert_eq!(read.ghost_limit, 2 << 20);
+        assert_eq!(read.ghost_limit, Some(2 << 20));
         assert_eq!(read.cgroups, CgroupMode::Ignore);
         assert_eq!(read.log_file, Some(PathBuf::from("dump#1.log")));
         assert_eq!(

@@ -84,7 +84,7 @@ impl Settings {
             self.log_level = level.clamp(0, 255) as u8;
         }
         if let Some(limit) = options.ghost_limit {
-            self.ghost_limit = u64::from(limit);
+            self.ghost_limit = Some(u64::from(limit));
         }
         if let Some(timeout) = options.timeout {
             self.timeout = u64::from(timeout);

@@ -44,7 +44,7 @@ pub struct Settings {
     pub file_locks: bool,
     pub file_validation: Option<String>,
     pub freeze_cgroup: Option<PathBuf>,
-    pub ghost_limit: u64,
+    pub ghost_limit: Option<u64>,
     pub help: bool,
     pub images_dir: Option<PathBuf>,
     pub inherit: Vec<(i32, String)>,
@@ -139,7 +139,7 @@ impl Default for Settings {
             file_locks: false,
             file_validation: None,
             freeze_cgroup: None,
-            ghost_limit: 1 << 20,
+            ghost_limit: None,
             help: false,
             images_dir: None,
             inherit: Vec::new(),
@@ -512,7 +512,9 @@ pub static OPTIONS: &[Definition] = &[
         done!(s.freeze_cgroup = Some(v.into()))
     }),
     flag("ghost-fiemap", None, |s| &mut s.satisfied.ghost_fiemap),
-    value("ghost-limit", None, |s, v| done!(s.ghost_limit = size(v)?)),
+    value("ghost-limit", None, |s, v| {
+        done!(s.ghost_limit = Some(size(v)?))
+    }),
     flag("help", Some('h'), |s| &mut s.help),
     value("images-dir", Some('D'), |s, v| {
         done!(s.images_dir = Some(v.into()))

@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
-/// Files without a name that are larger are refused, in bytes, unless the caller says otherwise.
-pub const GHOST_LIMIT: u64 = 1 << 20;
 /// How long freezing may take, unless the caller says otherwise.
 pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -136,8 +134,8 @@ pub struct CheckpointOptions {
     pub cgroup_controllers: Vec<String>,
     /// Namespaces that come back empty.
     pub empty_namespaces: Vec<EmptyNamespace>,
-    /// Bytes up to which a file without a name is taken along.
-    pub ghost_limit: u64,
+    /// Bytes up to which a file without a name is taken along; `None` takes them all.
+    pub ghost_limit: Option<u64>,
     /// A file whose name is gone but which has other names on unreachable places may be given a
     /// temporary name beside the old one.
     pub link_remap: bool,
@@ -175,7 +173,7 @@ impl Default for CheckpointOptions {
             cgroups: CgroupMode::default(),
             cgroup_controllers: Vec::new(),
             empty_namespaces: Vec::new(),
-            ghost_limit: GHOST_LIMIT,
+            ghost_limit: None,
             link_remap: false,
             skip_mounts: Vec::new(),
             auto_filesystems: Vec::new(),

@@ -460,9 +460,12 @@ impl<'a> Nursery<'a> {
         threads::finish_all(bare, &alive.threads)
     }
 
-    /// Lets everybody go.
-    pub fn release(mut self) -> Result<()> {
+    /// Lets everybody go; with `stop` no further than to a SIGSTOP.
+    pub fn release(mut self, stop: bool) -> Result<()> {
         for bare in std::mem::take(&mut self.bare).into_values() {
+            if stop {
+                send(bare.host_pid, libc::SIGSTOP)?;
+            }
             release(bare)?;
         }
         Ok(())

@@ -15,6 +15,7 @@ use crate::image::namespaces::uts::Uts;
 use crate::image::process::{Alive, Process};
 use crate::image::seccomp::Filter;
 use crate::image::sockets::Sockets;
+use crate::request::CpuCheck;
 use crate::resource::{attributes, limits, threads, timers};
 
 /// Everything but the bulk data.
@@ -125,7 +126,7 @@ impl Records {
     }
 
     /// What of this host is not as the image needs it, all at once.
-    pub fn check(&self, from: &Reader) -> Result<()> {
+    pub fn check(&self, from: &Reader, cpu: CpuCheck) -> Result<()> {
         let mut refusals = Refusals::new();
         let header = from.header();
         let here = nix::sys::utsname::uname()?;
@@ -141,6 +142,7 @@ impl Records {
                 "restore it on a host of the same architecture",
             ));
         }
+        super::cpu::check(&header.host, cpu, &mut refusals)?;
         self.top()?;
         image::check::check(from, &self.processes, &self.memory)?;
         let own_vdso = own_vdso_digest()?;

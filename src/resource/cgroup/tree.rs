@@ -101,10 +101,40 @@ pub struct Made {
     members: Vec<(PathBuf, Vec<i32>)>,
 }
 
+/// What becomes of groups that are there, and of those that are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// None may hold a process; all of them get their settings.
+    Own,
+    /// None may be there.
+    Strict,
+    /// Those that are not there are made and get their settings.
+    Missing,
+    /// The same, and those that are there get theirs too.
+    All,
+    /// All must be there; they get their settings.
+    Settings,
+    /// All must be there, and are left as they are.
+    Join,
+}
+
 /// Makes the subtrees again. `rename` replaces the last part of every top that is called so: a container
 /// that is restored under another id has groups of that name. E-CGROUP-EXISTS when one is there and holds
 /// processes.
 pub fn rebuild(records: &[Cgroup], rename: Option<(&str, &str)>) -> Result<Made> {
+    rebuild_at(
+        records,
+        &|record| renamed(&record.path, rename),
+        Policy::Own,
+    )
+}
+
+/// Makes the subtrees again, each where `top` says (from the root of its hierarchy).
+pub fn rebuild_at(
+    records: &[Cgroup],
+    top: &dyn Fn(&Cgroup) -> String,
+    policy: Policy,
+) -> Result<Made> {
     let hierarchies = Hierarchies::of_this_host()?;
     let mut made = Made::default();
     for record in records {
@@ -116,7 +146,7 @@ pub fn rebuild(records: &[Cgroup], rename: Option<(&str, &str)>) -> Result<Made>
             tracing::warn!("this host has no cgroup hierarchy {}", record.hierarchy);
             continue;
         };
-        let path = renamed(&record.path, rename);
+        let path = top(record);
         let Some(top) = hierarchy.directory(&path) else {
             return Err(Error::coded(
                 "E-CGROUP-PATH",
@@ -146,7 +176,7 @@ pub fn rebuild(records: &[Cgroup], rename: Option<(&str, &str)>) -> Result<Made>
             } else {
                 directory
             };
-            made.group(&directory, group, hierarchy.version)
+            made.group(&directory, group, hierarchy.version, policy)
                 .doing(|| format!("making the cgroup {}", directory.display()))?;
         }
     }
@@ -163,32 +193,52 @@ fn renamed(path: &str, rename: Option<(&str, &str)>) -> String {
 }
 
 impl Made {
-    fn group(&mut self, directory: &Path, group: &Group, version: Version) -> Result<()> {
-        if !read_members(&directory.join("cgroup.procs"))?.is_empty() {
-            return Err(Error::coded(
-                "E-CGROUP-EXISTS",
-                Exit::Host,
-                "it holds processes",
-                "end the container that has it, or restore under another id (--id)",
-            ));
-        }
-        self.make(directory)?;
-        let new = settings(directory);
-        for name in SETTINGS {
-            let Some(value) = group.settings.get(name) else {
-                continue;
-            };
-            if new.get(name) != Some(value) && !value.is_empty() {
-                write(directory, name, value)?;
+    fn group(
+        &mut self,
+        directory: &Path,
+        group: &Group,
+        version: Version,
+        policy: Policy,
+    ) -> Result<()> {
+        let there = directory.exists();
+        let refused =
+            |code, reason: &str, remedy: &str| Err(Error::coded(code, Exit::Host, reason, remedy));
+        match policy {
+            Policy::Own if !read_members(&directory.join("cgroup.procs"))?.is_empty() => {
+                return refused(
+                    "E-CGROUP-EXISTS",
+                    "it holds processes",
+                    "end the container that has it, or restore under another id (--id)",
+                );
             }
+            Policy::Strict if there => {
+                return refused(
+                    "E-CGROUP-EXISTS",
+                    "it is there already",
+                    "remove it, or use another mode of managing cgroups than strict",
+                );
+            }
+            Policy::Settings | Policy::Join if !there => {
+                return refused(
+                    "E-CGROUP-MISSING",
+                    "it is not there",
+                    "make it, or use the mode soft of managing cgroups",
+                );
+            }
+            _ => {}
         }
-        if version == Version::V1 {
-            inherit_cpuset(directory)?;
-        }
-        std::os::unix::fs::chown(directory, Some(group.uid), Some(group.gid))?;
+        let set = match policy {
+            Policy::Missing => !there,
+            Policy::Join => false,
+            Policy::Own | Policy::Strict | Policy::All | Policy::Settings => true,
+        };
+        self.make(directory)?;
         if !group.processes.is_empty() {
             self.members
                 .push((directory.to_owned(), group.processes.clone()));
+        }
+        if set {
+            apply(directory, group, version)?;
         }
         Ok(())
     }
@@ -220,6 +270,24 @@ impl Made {
     pub fn keep(mut self) {
         self.directories.clear();
     }
+}
+
+/// Gives a group what was recorded of it.
+fn apply(directory: &Path, group: &Group, version: Version) -> Result<()> {
+    let new = settings(directory);
+    for name in SETTINGS {
+        let Some(value) = group.settings.get(name) else {
+            continue;
+        };
+        if new.get(name) != Some(value) && !value.is_empty() {
+            write(directory, name, value)?;
+        }
+    }
+    if version == Version::V1 {
+        inherit_cpuset(directory)?;
+    }
+    std::os::unix::fs::chown(directory, Some(group.uid), Some(group.gid))?;
+    Ok(())
 }
 
 fn move_to(directory: &Path, host_pid: i32) -> Result<()> {

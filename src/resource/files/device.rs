@@ -1,11 +1,13 @@
 //! Device nodes that mean the same everywhere.
 
 use super::kind::Found;
-use super::reference::Located;
+use super::reference::{Located, open_flags};
 use super::view::inode;
 use crate::error::{Refusals, Result};
 use crate::image::files::{FileKind, FileReference};
-use std::os::fd::AsFd;
+use nix::fcntl::open;
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Major and minor number, and the name in /dev.
 const PLAIN: [(u32, u32, &str); 5] = [
@@ -71,4 +73,26 @@ pub(super) fn check(fd: &impl AsFd, major: u32, minor: u32) -> Result<()> {
         ),
         "give the container the same devices",
     ))
+}
+
+/// One of the devices that mean the same everywhere, by this host's own node.
+pub(super) fn elsewhere(major: u32, minor: u32, flags: i32) -> Option<OwnedFd> {
+    let known = PLAIN
+        .iter()
+        .find(|known| (known.0, known.1) == (major, minor))?;
+    let path = format!("/dev/{}", known.2);
+    let fd = open(path.as_str(), open_flags(flags), Mode::empty()).ok()?;
+    check(&fd, major, minor).ok().map(|()| fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_has_lost_its_node_is_found_by_its_number() {
+        let fd = elsewhere(1, 3, libc::O_RDWR).unwrap();
+        check(&fd, 1, 3).unwrap();
+        assert!(elsewhere(4, 0, libc::O_RDWR).is_none());
+    }
 }

@@ -219,9 +219,16 @@ impl<'a> Rebuilder<'a> {
                 major,
                 minor,
             } => {
-                let fd = self.opener.open(reference, bits | libc::O_NONBLOCK)?;
-                device::check(&fd, *major, *minor)?;
-                fd
+                let flags = bits | libc::O_NONBLOCK;
+                let there = self.opener.open(reference, flags).and_then(|fd| {
+                    device::check(&fd, *major, *minor)?;
+                    Ok(fd)
+                });
+                match there {
+                    Ok(fd) => fd,
+                    // Another node of the same device is as good.
+                    Err(why) => device::elsewhere(*major, *minor, flags).ok_or(why)?,
+                }
             }
             FileKind::Eventfd { count, semaphore } => eventfd::rebuild(*count, *semaphore)?,
             FileKind::Epoll { .. } => crate::sys::epoll::create().doing(|| "making an epoll")?,
