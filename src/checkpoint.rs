@@ -145,10 +145,8 @@ fn attempt(
         ..CheckpointReport::default()
     };
     if !options.dry_run {
-        let identity = identity(request);
         write_image(
             request,
-            identity,
             &collected,
             config.as_ref(),
             root,
@@ -425,7 +423,6 @@ fn identity(request: &Checkpoint) -> Identity {
 
 fn write_image(
     request: &Checkpoint,
-    identity: Identity,
     collected: &Collected,
     config: Option<&serde_json::Value>,
     root: Root,
@@ -433,7 +430,7 @@ fn write_image(
     watcher: &mut dyn Watcher,
     report: &mut CheckpointReport,
 ) -> Result<()> {
-    let header = write::header(identity, request.options().compression)?;
+    let header = write::header(identity(request), request.options().compression)?;
     let output = match request.output() {
         Output::File(path) => ArchiveOutput::File(path.clone()),
         Output::Stream(fd) => ArchiveOutput::Stream(fd.try_clone()?),

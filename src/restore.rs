@@ -352,11 +352,11 @@ impl Work<'_, '_> {
         let records = self.records;
         let options = self.request.options();
         let mut made = Namespaces::default();
-        let empty = options
-            .empty_namespaces
-            .contains(&EmptyNamespace::Net)
-            .then(|| records.net.as_ref())
-            .flatten()
+        let wants_empty = options.empty_namespaces.contains(&EmptyNamespace::Net);
+        let empty = records
+            .net
+            .as_ref()
+            .filter(|_| wants_empty)
             .map(|record| Net {
                 external: true,
                 ..record.clone()

@@ -113,10 +113,12 @@ impl Settings {
     }
 
     fn merge_lists(&mut self, options: &wire::Options) {
-        let mounts = options.ext_mnt.iter().filter_map(|mount| {
-            // The old way to ask for all of them.
-            (mount.key != "auto").then(|| format!("mnt[{}]:{}", mount.key, mount.val))
-        });
+        // "auto" is the old way to ask for all of them.
+        let mounts = options
+            .ext_mnt
+            .iter()
+            .filter(|mount| mount.key != "auto")
+            .map(|mount| format!("mnt[{}]:{}", mount.key, mount.val));
         self.external_mounts_auto |= options.ext_mnt.iter().any(|mount| mount.key == "auto");
         self.external.extend(mounts);
         self.external.extend(options.external.iter().cloned());

@@ -215,7 +215,7 @@ type Kept = ((String, u64), Arc<Vec<u8>>);
 
 enum Image<'a> {
     Borrowed(&'a Reader),
-    Owned(Reader),
+    Owned(Box<Reader>),
 }
 
 impl Image<'_> {
@@ -360,7 +360,7 @@ fn open_parent(inherited: &Inherited, path: &Path, left: usize) -> Result<Layers
         ));
     }
     let directory = path.parent().unwrap_or(Path::new("."));
-    Layers::stack(Image::Owned(parent), directory, left)
+    Layers::stack(Image::Owned(Box::new(parent)), directory, left)
 }
 
 /// Numbers of an image are not to be trusted.
