@@ -52,6 +52,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
+    const README: &str = include_str!("../../README.md");
+
     /// Every `"E-…"` in the sources but their tests.
     fn used(directory: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(directory).unwrap() {
@@ -106,7 +108,11 @@ mod tests {
             Exit::Host,
         ] {
             let number = exit as u8;
-            assert!(TEXT.contains(&format!("\n  {number}  ")), "{number}");
+            let said = TEXT
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("  {number}  ")))
+                .unwrap();
+            assert!(README.contains(&format!("| {number} | {said} |")), "{number}");
         }
     }
 
