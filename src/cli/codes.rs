@@ -112,7 +112,10 @@ mod tests {
                 .lines()
                 .find_map(|line| line.strip_prefix(&format!("  {number}  ")))
                 .unwrap();
-            assert!(README.contains(&format!("| {number} | {said} |")), "{number}");
+            assert!(
+                README.contains(&format!("| {number} | {said} |")),
+                "{number}"
+            );
         }
     }
 
