@@ -17,6 +17,8 @@ mod containerd;
 mod hooks;
 #[path = "runtimes/podman.rs"]
 mod podman;
+#[path = "runtimes/register.rs"]
+mod register;
 #[path = "runtimes/runc.rs"]
 mod runc;
 

@@ -10,6 +10,7 @@
 //! with this one (PTRACE_O_EXITKILL), namespaces and mounts with the last descriptor of them.
 
 mod birth;
+pub mod bundle;
 mod cpu;
 mod read;
 mod root;

@@ -243,7 +243,7 @@ impl Image {
             .arg(&self.path)
             .arg("--bundle")
             .arg(&bundle);
-        command.args(["--id", &id, "--detach", "--pid-file"]);
+        command.args(["--runtime", "none", "--id", &id, "--detach", "--pid-file"]);
         command.arg(&pid_file).args(options);
         if let Some(base) = self.rootfs.base() {
             command.arg("--rootfs").arg(base);

@@ -2,7 +2,10 @@
 
 use super::watch::Watch;
 use crate::error::{Context, Error, Exit, Result};
-use crate::request::{Inherited, Place, Restore, RestoreOptions, Restored, Tcp};
+use crate::oci::register::{self, Order};
+use crate::oci::runtime_front;
+use crate::request::{Inherited, Place, Restore, RestoreOptions, Tcp};
+use crate::restore::bundle;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -24,9 +27,10 @@ pub struct Arguments {
     /// The root file system that the image's changes go over
     #[arg(long, value_name = "BASE")]
     rootfs: Option<PathBuf>,
-    /// The runtime that knows the restored container; `none` is the engine alone
-    #[arg(long, value_name = "NAME", default_value = "none", value_parser = ["none"])]
-    runtime: String,
+    /// The runtime that knows the restored container: a name or a path; `none` is the engine alone
+    /// [default: the one that it came from, if that can restore]
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
     /// Return as soon as the container goes on
     #[arg(long)]
     detach: bool,
@@ -55,12 +59,84 @@ fn inherited(text: &str) -> Result<(String, i32), String> {
     Ok((key.to_owned(), fd))
 }
 
+/// The runtime to go through, and the id that it shall know the container by.
+fn runtime(arguments: &Arguments) -> Result<Option<(String, String)>> {
+    if arguments.runtime.as_deref() == Some("none") || arguments.dry_run {
+        return Ok(None);
+    }
+    let glance = bundle::glance(&arguments.image)?;
+    let id = arguments.id.clone().unwrap_or(glance.id);
+    if let Some(runtime) = &arguments.runtime {
+        if !glance.config {
+            return Err(Error::coded(
+                "E-NO-CONFIG",
+                Exit::Usage,
+                "the image has no config.json, without which no runtime takes a container",
+                "restore with --runtime none",
+            ));
+        }
+        return Ok(Some((runtime.clone(), id)));
+    }
+    // What can only be done without a runtime is done without.
+    let engine_alone = !glance.config
+        || glance.terminal
+        || id.is_empty()
+        || arguments.tcp_close
+        || !arguments.inherit.is_empty();
+    // Distributions build crun without the part that restores.
+    let runtime = glance.runtime.filter(|name| name == "runc");
+    Ok(match runtime {
+        Some(name) if !engine_alone && runtime_front::find(&name).is_ok() => Some((name, id)),
+        _ => None,
+    })
+}
+
+/// Restores by way of a runtime.
+fn run_through(
+    arguments: &Arguments,
+    runtime: &str,
+    id: &str,
+    passed: &SigSet,
+) -> Result<ExitCode> {
+    let mut registration = register::start(&Order {
+        image: &arguments.image,
+        bundle: &arguments.bundle,
+        base: arguments.rootfs.as_deref(),
+        id,
+        runtime,
+        detach: arguments.detach,
+        pid_file: arguments.pid_file.as_deref(),
+        tcp: if arguments.tcp_established {
+            Tcp::Keep
+        } else {
+            Tcp::Refuse
+        },
+    })?;
+    let doing = || format!("restoring with {runtime}");
+    let code = if arguments.detach {
+        let status = registration.child.wait().doing(doing)?;
+        status.code().unwrap_or(1)
+    } else {
+        let host_pid = registration.child.id().cast_signed();
+        let pidfd = crate::sys::pidfd::open(host_pid)?;
+        wait(host_pid, Some(&pidfd), passed)?
+    };
+    if !registration.was_restored() {
+        return Err(registration.why()).doing(doing);
+    }
+    registration.keep();
+    Ok(ExitCode::from(code as u8))
+}
+
 /// Runs `ocimig restore`. In the foreground the exit code is the container's.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     // Before anything is made: a signal that comes meanwhile waits until it can be passed on.
     let passed = passed_on();
     if !arguments.detach {
         passed.thread_block()?;
+    }
+    if let Some((runtime, id)) = runtime(&arguments)? {
+        return run_through(&arguments, &runtime, &id, &passed);
     }
     let inherit = arguments
         .inherit
@@ -114,7 +190,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.detach {
         return Ok(ExitCode::SUCCESS);
     }
-    wait(&restored, &passed)
+    let code = wait(restored.host_pid, restored.init.as_ref(), &passed)?;
+    Ok(ExitCode::from(code as u8))
 }
 
 /// Signals that are passed on to the container's first process.
@@ -135,22 +212,20 @@ fn passed_on() -> SigSet {
     set
 }
 
-/// Passes signals on until the container ends; its exit code, 128 and the signal's number for one that
-/// was killed.
-fn wait(restored: &Restored, passed: &SigSet) -> Result<ExitCode> {
-    let init = Pid::from_raw(restored.host_pid);
+/// Passes signals on until a process ends; its exit code, 128 and the signal's number for one that was
+/// killed.
+fn wait(host_pid: i32, process: Option<&OwnedFd>, passed: &SigSet) -> Result<i32> {
+    let pid = Pid::from_raw(host_pid);
     loop {
-        match waitpid(init, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(ExitCode::from(code as u8)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Ok(ExitCode::from(128 + signal as u8));
-            }
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
             Ok(_) => {}
             Err(errno) => return Err(errno).doing(|| "waiting for the container"),
         }
         let signal = passed.wait().doing(|| "waiting for signals")?;
         if signal != Signal::SIGCHLD {
-            let Some(init) = &restored.init else {
+            let Some(process) = process else {
                 return Err(Error::coded(
                     "E-NO-INIT",
                     Exit::Failure,
@@ -158,7 +233,7 @@ fn wait(restored: &Restored, passed: &SigSet) -> Result<ExitCode> {
                     "look at the log with -v",
                 ));
             };
-            crate::sys::pidfd::send_signal(init.as_fd(), signal as i32)
+            crate::sys::pidfd::send_signal(process.as_fd(), signal as i32)
                 .doing(|| format!("passing {signal} on"))?;
         }
     }

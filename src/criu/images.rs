@@ -59,7 +59,8 @@ impl Images {
     /// The image in it, which must be there.
     pub fn existing_image(&self) -> Result<PathBuf> {
         let image = self.image();
-        if image.exists() {
+        // What it is a link to has its own parents beside it.
+        if let Ok(image) = image.canonicalize() {
             return Ok(image);
         }
         let (reason, remedy) = if self.path.join(FOREIGN).exists() {

@@ -172,6 +172,9 @@ fn begin<'s>(socket: &'s Socket, log: &Log, request: &Request) -> Result<Operati
     {
         config::apply(&mut settings, Path::new(file), false)?;
     }
+    if std::env::var_os(super::KEEP_NETWORK).is_some() {
+        settings.empty_namespaces.clear();
+    }
     // The file that a caller names beats the caller.
     let images = match settings.images_dir.take() {
         Some(directory) => directory,

@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod hook;
+pub mod register;
 pub mod rootfs;
 pub mod runtime;
 pub mod runtime_front;

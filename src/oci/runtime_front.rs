@@ -33,22 +33,48 @@ fn become_runtime(
     own_name: &OsStr,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<std::convert::Infallible> {
-    let own = std::env::current_exe().doing(|| "finding this program")?;
+    let own = own_program()?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let variable = std::env::var_os(VARIABLE);
     let file = std::fs::read_to_string(FILE).ok();
     let runtime = choose(own_name, variable.as_deref(), file.as_deref(), &path, &own)?;
-    let private = private_directory(&own)?;
-    let mut new_path = private.into_os_string();
-    if !path.is_empty() {
-        new_path.push(":");
-        new_path.push(&path);
-    }
+    let new_path = with_criu(&own, &path)?;
     let why = Command::new(&runtime)
         .args(arguments)
         .env("PATH", new_path)
         .exec();
     Err(Error::from(why).doing(format!("running {}", runtime.display())))
+}
+
+fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().doing(|| "finding this program")
+}
+
+/// A `PATH` in which this program is the first criu.
+fn with_criu(own: &Path, path: &OsStr) -> Result<OsString> {
+    let mut new_path = private_directory(own)?.into_os_string();
+    if !path.is_empty() {
+        new_path.push(":");
+        new_path.push(path);
+    }
+    Ok(new_path)
+}
+
+/// A runtime by name or path, and the `PATH` to run it with.
+pub fn find(name: &str) -> Result<(PathBuf, OsString)> {
+    let own = own_program()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = search(OsStr::new(name), &path, &own).ok_or_else(|| not_found(name))?;
+    Ok((found, with_criu(&own, &path)?))
+}
+
+fn not_found(what: &str) -> Error {
+    Error::coded(
+        "E-NO-RUNTIME",
+        Exit::NotFound,
+        format!("{what} is not to be found"),
+        format!("install it, or name one in {VARIABLE} or {FILE}"),
+    )
 }
 
 /// The runtime below: by our name, the variable, the file, or what is installed.
@@ -81,12 +107,7 @@ fn choose(
             || "neither runc nor crun".into(),
             |name| name.to_string_lossy(),
         );
-        Error::coded(
-            "E-NO-RUNTIME",
-            Exit::NotFound,
-            format!("{what} is not to be found"),
-            format!("install it, or name one in {VARIABLE} or {FILE}"),
-        )
+        not_found(&what)
     })
 }
 
