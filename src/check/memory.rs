@@ -28,13 +28,13 @@ pub(super) const QUESTIONS: &[Question] = &[
     useful(
         "userfaultfd-wp-async",
         write_protection,
-        "which pages were written between two checkpoints cannot be tracked",
+        "which pages a parent image has already is told by comparing their content",
         "use Linux 6.7 or later with CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP",
     ),
     useful(
         "soft-dirty",
         soft_dirty,
-        "nothing: the engine goes by userfaultfd-wp-async",
+        "nothing: the engine does without it",
         "none is needed",
     ),
     needed(
