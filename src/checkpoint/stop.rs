@@ -18,6 +18,7 @@ use crate::sys::ptrace::{self, Event};
 use crate::sys::{ns, nsfs, pidfd};
 use crate::tracee::batch::{Answers, Batch};
 use crate::tracee::{self, SCRATCH_DATA, Scratch, Seized, Stopped};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -273,20 +274,17 @@ fn seize_all(host_pid: i32, caught: &mut BTreeMap<i32, Catch>) -> Result<bool> {
         // Ended meanwhile: the next walk sees what became of it.
         return Ok(true);
     };
-    if !caught.contains_key(&host_pid) {
-        let Ok(pidfd) = pidfd::open(host_pid) else {
-            return Ok(true);
-        };
-        caught.insert(
-            host_pid,
-            Catch {
+    let catch = match caught.entry(host_pid) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => {
+            let Ok(pidfd) = pidfd::open(host_pid) else {
+                return Ok(true);
+            };
+            place.insert(Catch {
                 pidfd,
                 seized: BTreeMap::new(),
-            },
-        );
-    }
-    let Some(catch) = caught.get_mut(&host_pid) else {
-        return Ok(true);
+            })
+        }
     };
     let mut new = false;
     for host_tid in threads {

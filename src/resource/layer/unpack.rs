@@ -235,7 +235,7 @@ impl Unpacking<'_> {
                 b"y",
             ),
             Whiteouts::Remove => {
-                let below = PathBuf::from(location(parent.as_fd(), &name));
+                let below = location(parent.as_fd(), &name);
                 for entry in std::fs::read_dir(&below)? {
                     let name = c_string(entry?.file_name().as_bytes())?;
                     let fd = openat(

@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex};
 /// Where chunks come from: the object's name and the chunk's number.
 pub type Chunks<'a> = dyn Fn(&str, u64) -> Result<Vec<u8>> + Sync + 'a;
 
+/// Does something with the runs in one chunk: they, its number, its bytes.
+type Work<'a> = dyn Fn(&[PageRun], u64, &[u8]) -> Result<()> + Sync + 'a;
+
 /// Chunks that are kept: small processes share theirs with others.
 const KEPT: usize = 16;
 
@@ -90,12 +93,7 @@ impl<'a> Pages<'a> {
     }
 
     /// Does `work` with every chunk that holds a part of `runs` (place, pages, number), once each.
-    fn each_chunk(
-        &self,
-        object: &str,
-        runs: &[PageRun],
-        work: &(dyn Fn(&[PageRun], u64, &[u8]) -> Result<()> + Sync),
-    ) -> Result<()> {
+    fn each_chunk(&self, object: &str, runs: &[PageRun], work: &Work<'_>) -> Result<()> {
         let parts = by_chunk(runs);
         let next = AtomicUsize::new(0);
         let walk = || -> Result<()> {
