@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(parse("frozen:kill"), Some(("frozen", Fault::Kill)));
         assert_eq!(parse("opened:fail"), Some(("opened", Fault::Fail)));
         let pause = Fault::Pause(Duration::from_millis(250));
-        assert_eq!(parse("synced:pause:250"), Some(("synced", pause)));
+        assert_eq!(parse("renamed:pause:250"), Some(("renamed", pause)));
     }
 
     #[test]
