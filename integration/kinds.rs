@@ -114,7 +114,14 @@ macro_rules! kinds {
 
 kinds! {
     idle
+    mixed
     sleep_relative
+    sleep_absolute
+    sleep_poll
+    sleep_select
+    sleep_futex
+    sleep_short
+    sleep_endless
     memory_private
     memory_shared
     memory_protections

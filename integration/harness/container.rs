@@ -198,13 +198,7 @@ impl Container {
     pub fn try_checkpoint(&mut self, options: &[&str]) -> Result<Image, String> {
         let path = self.ground.fresh("image").with_extension("tar");
         let taken_at = Instant::now();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ocimig"));
-        command.arg("checkpoint");
-        match self.runtime {
-            Some(_) => command.arg(&self.id),
-            None => command.arg("--pid").arg(self.host_pid.to_string()),
-        };
-        try_run(command.arg("--output").arg(&path).args(options))?;
+        try_run(self.checkpoint_command(&path).args(options))?;
         if options.contains(&"--leave-running") {
             self.gap += taken_at.elapsed();
         }
@@ -215,6 +209,18 @@ impl Container {
             triggers: self.triggers,
             taken_at,
         })
+    }
+
+    /// What takes a checkpoint into `output`.
+    pub fn checkpoint_command(&self, output: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocimig"));
+        command.arg("checkpoint");
+        match self.runtime {
+            Some(_) => command.arg(&self.id),
+            None => command.arg("--pid").arg(self.host_pid.to_string()),
+        };
+        command.arg("--output").arg(output);
+        command
     }
 
     /// Waits until none of its processes is left.
@@ -237,17 +243,8 @@ impl Image {
     pub fn restore_with(&self, ground: &Ground, options: &[&str]) -> Container {
         let (bundle, id) = (ground.fresh("bundle"), unique("ocimig-test"));
         let pid_file = ground.fresh("pid");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ocimig"));
-        command
-            .arg("restore")
-            .arg(&self.path)
-            .arg("--bundle")
-            .arg(&bundle);
-        command.args(["--runtime", "none", "--id", &id, "--detach", "--pid-file"]);
-        command.arg(&pid_file).args(options);
-        if let Some(base) = self.rootfs.base() {
-            command.arg("--rootfs").arg(base);
-        }
+        let mut command = self.restore_command(&bundle, &id);
+        command.arg("--pid-file").arg(&pid_file).args(options);
         let printed = spawn(&mut command);
         let mut container = Container {
             ground: ground.clone(),
@@ -265,6 +262,37 @@ impl Image {
         container.gap = self.taken_at.elapsed();
         container.host_pid = read_pid(&pid_file);
         container
+    }
+}
+
+impl Image {
+    /// What brings it back in `bundle`, under the id `id`, and does not wait for its end.
+    pub fn restore_command(&self, bundle: &Path, id: &str) -> Command {
+        let mut command = self.restore_command_without_base(bundle, id);
+        if let Some(base) = self.rootfs.base() {
+            command.arg("--rootfs").arg(base);
+        }
+        command
+    }
+
+    /// The same without a base for its root file system.
+    pub fn restore_command_without_base(&self, bundle: &Path, id: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocimig"));
+        command.arg("restore").arg(&self.path);
+        command.arg("--bundle").arg(bundle);
+        command.args(["--runtime", "none", "--id", id, "--detach"]);
+        command
+    }
+
+    /// The same checkpoint in another file.
+    pub fn copy_at(&self, path: PathBuf) -> Self {
+        Self {
+            path,
+            rootfs: self.rootfs,
+            ids: self.ids.clone(),
+            triggers: self.triggers,
+            taken_at: self.taken_at,
+        }
     }
 }
 

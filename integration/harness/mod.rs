@@ -14,7 +14,7 @@ mod tools;
 
 pub use config::Config;
 pub use container::{Container, Image};
-pub use ground::Ground;
+pub use ground::{Ground, mounts_below, unique};
 pub use rootfs::Rootfs;
 pub use snapshot::Snapshot;
 pub use tools::{Output, patience, read, run, subject, try_run};

@@ -346,6 +346,7 @@ fn tcp() -> Result<Check, Box<dyn Error>> {
     // A reader with a small window: the rest stays with the sender.
     let (mut sender, mut reader) = connect(&listener)?;
     setsockopt(&reader, sockopt::RcvBuf, &4096)?;
+    setsockopt(&sender, sockopt::SndBuf, &16_384)?;
     sender.set_nonblocking(true)?;
     let mut sent = 0;
     while let Ok(count) = sender.write(&pattern_from(sent)) {
@@ -401,16 +402,15 @@ fn pattern_from(offset: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Listening with connections that nobody accepted, and data in them.
+/// Listening with connections that nobody accepted yet.
 fn tcp_waiting() -> Result<Check, Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     let start = move || -> std::io::Result<Vec<TcpStream>> {
         let mut clients = Vec::new();
-        for number in 0..3 {
-            let mut client = TcpStream::connect(address)?;
+        for _ in 0..3 {
+            let client = TcpStream::connect(address)?;
             client.set_read_timeout(Some(Duration::from_secs(20)))?;
-            write_pattern(&mut client, number, 500)?;
             clients.push(client);
         }
         Ok(clients)
@@ -424,6 +424,7 @@ fn tcp_waiting() -> Result<Check, Box<dyn Error>> {
                 "{from} instead of client {number}"
             );
             server.set_read_timeout(Some(Duration::from_secs(20)))?;
+            write_pattern(client, number as u8, 500)?;
             read_pattern(&mut server, number as u8, 500)?;
             write_pattern(&mut server, number as u8, 500)?;
             read_pattern(client, number as u8, 500)?;

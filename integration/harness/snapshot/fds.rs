@@ -57,6 +57,11 @@ fn write_info(scribe: &mut Scribe, at: &str, place: usize, line: &str, from_outs
         "mnt_id" | "ino" | "eventfd-id" | "it_value" | "ticks" => {}
         // Of what the caller hands over only the kind is the container's.
         "flags" | "pos" if from_outside => {}
+        // O_LARGEFILE means nothing where every file is large.
+        "flags" => {
+            let flags = u32::from_str_radix(value, 8).unwrap_or(0) & !0o100_000;
+            scribe.put(format!("{at} flags"), format!("{flags:o}"));
+        }
         "tfd" => {
             let mut words = value.split_whitespace();
             let target = words.next().unwrap_or_default();
@@ -68,7 +73,11 @@ fn write_info(scribe: &mut Scribe, at: &str, place: usize, line: &str, from_outs
         "lock" => {
             let words: Vec<&str> = value.split_whitespace().collect();
             let host_pid = words.get(4).and_then(|text| text.parse().ok()).unwrap_or(0);
-            let pid = scribe.pid(host_pid);
+            // One that belongs to the open file has no process, whoever took it.
+            let pid = match words.get(1) {
+                Some(&"POSIX") => scribe.pid(host_pid),
+                _ => 0,
+            };
             let kind = words.get(1..4).unwrap_or_default().join(" ");
             let range = words.get(6..).unwrap_or_default().join(" ");
             scribe.put(

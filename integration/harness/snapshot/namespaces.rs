@@ -2,6 +2,7 @@
 
 use super::Scribe;
 use crate::harness::tools::{read, try_run};
+use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Writes down the contents of the namespaces of the first process.
@@ -34,7 +35,10 @@ pub fn write(scribe: &mut Scribe, host_pid: i32) {
         let mut command = Command::new("nsenter");
         command.arg("-t").arg(host_pid.to_string()).arg(namespace);
         let text = try_run(command.args(["--", "sh", "-c", script])).unwrap_or_else(|e| e);
-        let mut lines: Vec<String> = text.lines().map(|line| lasting(what, line)).collect();
+        let mut lines: Vec<String> = match what {
+            "tcp" => connections(&text),
+            _ => text.lines().map(|line| lasting(what, line)).collect(),
+        };
         lines.sort();
         scribe.put(format!("namespace {what}"), lines.join(" | "));
     }
@@ -45,12 +49,45 @@ const NET_SYSCTLS: &str = "cd /proc/sys/net && find . -type f ! -name flush ! -n
 const IPC_SYSCTLS: &str =
     "cd /proc/sys && grep -Hs '' kernel/shm* kernel/msg* kernel/sem fs/mqueue/*";
 
+/// TCP sockets with their states, and how much is under way in each direction: whether it still waits
+/// with the sender is the kernel's affair. So is what has outlived its socket (state 06, TIME_WAIT).
+fn connections(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut under_way: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, state, queues, _, _, uid, ..] = words[..] else {
+            continue;
+        };
+        let Some((sent, received)) = queues.split_once(':') else {
+            continue;
+        };
+        match state {
+            "06" => {}
+            // Of one that listens it is how many wait.
+            "0A" => lines.push(format!("{local} listens {received} {uid}")),
+            _ => {
+                lines.push(format!("{local} {remote} {state} {uid}"));
+                let bytes = |hex| u64::from_str_radix(hex, 16).unwrap_or(0);
+                let (local, remote) = (local.to_owned(), remote.to_owned());
+                let forth = under_way.entry((local.clone(), remote.clone()));
+                *forth.or_default() += bytes(sent);
+                *under_way.entry((remote, local)).or_default() += bytes(received);
+            }
+        }
+    }
+    for ((from, to), bytes) in under_way {
+        lines.push(format!("{bytes} from {from} to {to}"));
+    }
+    lines
+}
+
 /// The columns of a line that last.
 fn lasting(what: &str, line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let columns: &[usize] = match what {
         // Addresses, state and queues; not the timers, the inode or kernel pointers.
-        "tcp" | "udp" => &[1, 2, 3, 4, 7],
+        "udp" => &[1, 2, 3, 4, 7],
         // Flags, type, state, path; not the reference count or the inode.
         "unix" => &[3, 4, 5, 7],
         // Key, id, rights, size, attached, owners; not pids and times.

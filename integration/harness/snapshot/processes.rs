@@ -85,8 +85,19 @@ pub fn write(scribe: &mut Scribe, host_pid: i32) {
     let Some(status) = read(format!("{proc}/status")) else {
         return;
     };
-    write_status(scribe, &at, &status);
     write_stat(scribe, &at, &format!("{proc}/stat"));
+    if status.lines().any(|line| line.starts_with("State:\tZ")) {
+        // Of one that is dead its parent can learn no more than this.
+        let told = |line: &&str| {
+            ["Name", "PPid", "NS", "State", "Uid"]
+                .iter()
+                .any(|name| line.starts_with(name))
+        };
+        let status: Vec<&str> = status.lines().filter(told).collect();
+        write_status(scribe, &at, &status.join("\n"));
+        return;
+    }
+    write_status(scribe, &at, &status);
     for file in WHOLE {
         if let Some(text) = read(format!("{proc}/{file}")) {
             scribe.put(format!("{at} {file}"), text.trim().replace('\n', " | "));
