@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 struct Scene {
     mark: String,
     container: Container,
-    before: Snapshot,
     images: PathBuf,
     _ground: Ground,
 }
@@ -26,7 +25,6 @@ impl Scene {
         std::fs::create_dir(&images).unwrap();
         Self {
             mark,
-            before: container.snapshot(),
             container,
             images,
             _ground: ground,
@@ -50,11 +48,12 @@ impl Scene {
         self.container.assert_intact();
     }
 
-    /// And all that is visible from outside is as it was.
-    fn assert_unchanged(&mut self, what: &str) {
-        self.assert_goes_on(what);
-        let diff = self.before.diff(&self.container.snapshot());
+    /// All that is visible from outside is as it was, and it goes on.
+    fn assert_unchanged(&mut self, before: &Snapshot, what: &str) {
+        assert_free(&self.container, what);
+        let diff = before.diff(&self.container.snapshot());
         assert!(diff.is_empty(), "{what}:\n{diff}");
+        self.assert_goes_on(what);
     }
 
     /// Under the final name is nothing, or all of it; beside it is nothing.
@@ -90,13 +89,14 @@ fn killed_at_any_point_the_container_goes_on() {
     let mut scene = Scene::set();
     for point in points_before_the_name() {
         let what = format!("killed at {point}");
+        let before = scene.container.snapshot();
         let ended = run_with_fault(
             &mut scene.checkpoint(),
             &scene.mark,
             &format!("{point}:kill"),
         );
         ended.assert_killed(&what);
-        scene.assert_unchanged(&what);
+        scene.assert_unchanged(&before, &what);
         assert_only(&scene.images, &[], &what);
     }
 }
@@ -106,10 +106,11 @@ fn killed_at_any_point_while_it_is_left_running_the_container_goes_on() {
     let mut scene = Scene::set();
     for point in CHECKPOINT_POINTS {
         let what = format!("killed at {point}");
+        let before = scene.container.snapshot();
         let mut command = scene.checkpoint();
         command.arg("--leave-running");
         run_with_fault(&mut command, &scene.mark, &format!("{point}:kill")).assert_killed(&what);
-        scene.assert_unchanged(&what);
+        scene.assert_unchanged(&before, &what);
         scene.assert_whole_or_nothing(&what);
     }
 }
@@ -119,13 +120,14 @@ fn failing_at_any_point_the_container_goes_on() {
     let mut scene = Scene::set();
     for point in points_before_the_name() {
         let what = format!("failing at {point}");
+        let before = scene.container.snapshot();
         let ended = run_with_fault(
             &mut scene.checkpoint(),
             &scene.mark,
             &format!("{point}:fail"),
         );
         ended.assert_failed(&what, 1, "E-FAULT");
-        scene.assert_unchanged(&what);
+        scene.assert_unchanged(&before, &what);
         assert_only(&scene.images, &[], &what);
     }
 }
@@ -144,13 +146,13 @@ fn killed_at_random_moments(seed: u64, count: u64) {
         // One moment in each of as many slices: no stretch is left out.
         let slice = whole.as_micros() as u64 / count;
         let after = Duration::from_micros(number * slice + chance.below(slice));
+        let before = (number % 10 == 9).then(|| scene.container.snapshot());
         let ended = run(scene.checkpoint().arg("--leave-running"), after);
         killed += u32::from(!ended.status.success());
         let what = format!("killed after {after:?} of {whole:?}");
-        if number % 10 == 9 {
-            scene.assert_unchanged(&what);
-        } else {
-            scene.assert_goes_on(&what);
+        match before {
+            Some(before) => scene.assert_unchanged(&before, &what),
+            None => scene.assert_goes_on(&what),
         }
         scene.assert_whole_or_nothing(&what);
     }
