@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub const IMAGE: &str = "ocimig.tar";
 /// The link to the directory of the parent.
 const PARENT: &str = "parent";
+/// See [`Images::note_pages`].
+const PAGES: &str = "pages-1.img";
 /// What callers take for the sign that a directory holds a checkpoint.
 const INVENTORY: &str = "inventory.img";
 /// What the other engine's directories hold.
@@ -117,6 +119,15 @@ impl Images {
             env!("CARGO_PKG_VERSION")
         );
         std::fs::write(&inventory, text).doing(|| format!("writing {}", inventory.display()))
+    }
+
+    /// Leaves a hole of the size of all stored pages: callers of the command line compare the sizes of
+    /// files that are called so with the number of pages in the statistics. The pages are in the image.
+    pub fn note_pages(&self, bytes: u64) -> Result<()> {
+        let path = self.path.join(PAGES);
+        let doing = || format!("writing {}", path.display());
+        let file = std::fs::File::create(&path).doing(doing)?;
+        file.set_len(bytes).doing(doing)
     }
 }
 

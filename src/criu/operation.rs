@@ -104,6 +104,13 @@ impl<'a> Operation<'a> {
             // The processes are gone already: the image matters more than its numbers.
             tracing::warn!("{why}");
         }
+        if self.caller.is_none() {
+            let pages = report.pages_written + report.shared_pages_written;
+            let noted = self.images.note_pages(pages * crate::image::memory::PAGE);
+            if let Err(why) = noted {
+                tracing::warn!("{why}");
+            }
+        }
         tracing::info!("{} processes dumped", report.processes);
         Ok(report)
     }
