@@ -13,6 +13,7 @@
 pub mod collect;
 mod memory_only;
 pub mod stop;
+pub mod track;
 mod write;
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
@@ -27,6 +28,7 @@ use crate::request::{
 use crate::resource::cgroup::Cgroups;
 use crate::resource::cgroup::freezer::Freezer;
 use crate::resource::layer::{self, Overlay};
+use crate::resource::memory::Known;
 use crate::resource::memory::increment::Increment;
 use crate::resource::namespaces::mnt;
 use crate::resource::sockets::{self, Choices, Hold};
@@ -76,9 +78,12 @@ fn attempt(
     let scope = scope(init)?;
     fault::point("found")?;
     let options = request.options();
-    let increment = increment(request)?;
+    let parent = open_parent(request)?;
+    let increment = increment(request, parent.as_ref())?;
+    let mut tracked = track::find(track::Who::is(init)?, parent.as_ref())?;
+    drop(parent);
     if options.extent == Extent::MemoryOnly {
-        return memory_only::run(request, scope, increment, watcher);
+        return memory_only::run(request, scope, (increment, tracked), watcher);
     }
     let config = read_config(request)?;
     let cgroups = Cgroups::of_container(init, &known_cgroups(request), &[])?;
@@ -95,7 +100,7 @@ fn attempt(
     watcher.notify(Stage::PreDump, &Facts::default())?;
     let mut external = None;
     let mut tries = 0;
-    let (begun, freezing, container, collected, root, refusals) = loop {
+    let (begun, freezing, container, collected, root, refusals, known) = loop {
         let begun = Instant::now();
         watcher.progress(progress(Phase::Freezing));
         if let Some(freezer) = &mut freezer {
@@ -118,6 +123,11 @@ fn attempt(
             }
         };
         watcher.progress(progress(Phase::Collecting));
+        // What was unchanged at the first try need not be at the next.
+        let known = match tracked.take() {
+            Some(tracked) => tracked.unchanged()?,
+            None => Known::default(),
+        };
         let collect_options = collect_options(request, external, &cgroups, config.as_ref())?;
         let collected = collect::collect(&mut container, &collect_options, &mut refusals)?;
         fault::point("collected")?;
@@ -125,7 +135,7 @@ fn attempt(
         let root = root_layer(init, options.rootfs, &mut refusals)?;
         tries += 1;
         if !refusals.will_pass() || tries >= TRIES {
-            break (begun, freezing, container, collected, root, refusals);
+            break (begun, freezing, container, collected, root, refusals, known);
         }
         // What stands in the way is gone in a moment, if the container goes on for one.
         tracing::debug!("trying again: {:?}", refusals.as_slice());
@@ -150,7 +160,7 @@ fn attempt(
             &collected,
             config.as_ref(),
             root,
-            increment,
+            (increment, &known),
             watcher,
             &mut report,
         )?;
@@ -400,16 +410,20 @@ fn root_layer(init: i32, wanted: Rootfs, refusals: &mut Refusals) -> Result<Root
     Ok(Root::Whole(whole))
 }
 
+/// The image that this one leans on.
+fn open_parent(request: &Checkpoint) -> Result<Option<Reader>> {
+    let parent = request.options().parent.as_ref();
+    parent
+        .map(|parent| Reader::open(&parent.image).doing(|| "opening the parent image"))
+        .transpose()
+}
+
 /// What may be left out, because the parent image has it.
-fn increment(request: &Checkpoint) -> Result<Increment> {
+fn increment(request: &Checkpoint, image: Option<&Reader>) -> Result<Increment> {
     let options = request.options();
     let keep_digests = options.track_memory || options.extent == Extent::MemoryOnly;
-    let Some(parent) = &options.parent else {
-        return Increment::new(None, keep_digests);
-    };
-    let doing = || format!("reading the parent image {}", parent.image.display());
-    let image = Reader::open(&parent.image).doing(doing)?;
-    Increment::new(Some((&image, &parent.recorded_as)), keep_digests).doing(doing)
+    let recorded_as = options.parent.as_ref().map(|one| one.recorded_as.as_path());
+    Increment::new(image.zip(recorded_as), keep_digests).doing(|| "reading the parent image")
 }
 
 fn identity(request: &Checkpoint) -> Identity {
@@ -426,7 +440,7 @@ fn write_image(
     collected: &Collected,
     config: Option<&serde_json::Value>,
     root: Root,
-    mut increment: Increment,
+    (mut increment, known): (Increment, &Known),
     watcher: &mut dyn Watcher,
     report: &mut CheckpointReport,
 ) -> Result<()> {
@@ -467,7 +481,7 @@ fn write_image(
     refusals.into_result()?;
     fault::point("metadata-written")?;
     let begun = Instant::now();
-    write::pages(&mut writer, collected, &mut increment, watcher)?;
+    write::pages(&mut writer, collected, (&mut increment, known), watcher)?;
     report.memory_dump = begun.elapsed();
     report.pages_scanned = increment.scanned;
     report.pages_skipped_parent = increment.skipped;

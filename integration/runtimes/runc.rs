@@ -421,6 +421,17 @@ fn runc_is_told_what_cannot_be_taken_along_and_the_container_goes_on() {
     echoes(&mut stream, "still there");
 }
 
+/// Processes that hold memory protected.
+fn trackers() -> Vec<String> {
+    std::fs::read_dir("/run/ocimig/trackers")
+        .map(|entries| {
+            entries
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
 /// Holds some megabytes that never change, and counts.
 const LARGE: &str = "x=$(head -c 3000000 /dev/urandom | base64); i=0
     while true; do echo $i >> /out; i=$((i+1)); sleep 0.05; done";
@@ -429,6 +440,7 @@ const LARGE: &str = "x=$(head -c 3000000 /dev/urandom | base64); i=0
 fn runc_stores_only_what_changed_since_a_pre_dump() {
     let container = Runc::shell(LARGE);
     counts_on(&container.out());
+    let host_pid = container.host_pid();
     let top = images(&container.ground);
     let size = |name: &str| {
         std::fs::metadata(top.join(name).join("ocimig.tar"))
@@ -451,6 +463,18 @@ fn runc_stores_only_what_changed_since_a_pre_dump() {
         let link = std::fs::read_link(top.join(name).join("parent")).unwrap();
         assert_eq!(link, Path::new(parent));
     }
+    // Most of its pages were not even read while it was stopped.
+    let log = std::fs::read_to_string(top.join("3/dump.log")).unwrap();
+    let known = log
+        .lines()
+        .find_map(|line| {
+            let words = line.split_once(") ")?.1;
+            words.strip_suffix(" pages are known to be as the parent image has them")
+        })
+        .unwrap_or_else(|| panic!("{log}"));
+    assert!(known.parse::<u64>().unwrap() > 500, "{known}");
+    let own = format!("{host_pid}-");
+    assert!(!trackers().iter().any(|name| name.starts_with(&own)));
     assert!(size("1") > 3_000_000);
     assert!(
         size("2") < 500_000 && size("3") < 500_000,
@@ -487,6 +511,16 @@ fn an_image_of_the_memory_only_is_not_restored() {
     let text = try_run(restore.args(["restore", "-d", "-D"]).arg(&images)).unwrap_err();
     assert!(text.contains("E-IMAGE-MEMORY-ONLY"), "{text}");
     counts_on(&container.out());
+    // Whoever tracks what it writes ends with it.
+    let own = format!("{}-", container.host_pid());
+    let tracked = || trackers().iter().any(|name| name.starts_with(&own));
+    assert!(tracked());
+    drop(try_run(
+        container
+            .command(&["delete", "--force"])
+            .arg(container.id()),
+    ));
+    eventually("the tracker's end", || (!tracked()).then_some(()));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::image::header::{Container, FORMAT, Header, Host};
 use crate::image::memory::PAGE;
 use crate::request::{Phase, Progress, Watcher};
 use crate::resource::layer::{self, Overlay};
+use crate::resource::memory::Known;
 use crate::resource::memory::increment::Increment;
 use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -105,16 +106,18 @@ pub fn contents(writer: &mut Writer, collected: &Collected, refusals: &mut Refus
 pub fn pages(
     writer: &mut Writer,
     collected: &Collected,
-    increment: &mut Increment,
+    (increment, known): (&mut Increment, &Known),
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
     let total = collected.pages.size();
     let mut done = 0;
     let mut half = false;
-    collected.pages.read(&mut |object, number, bytes| {
-        done += bytes.len() as u64;
-        let bytes = increment.take(object, number, bytes);
-        writer.piece(&format!("memory/{object}"), number, bytes)?;
+    collected.pages.read(known, &mut |filled| {
+        let skipped: u64 = filled.known.iter().map(|run| run.1).sum();
+        done += filled.bytes.len() as u64 + skipped * PAGE;
+        let (name, number) = (format!("memory/{}", filled.object), filled.number);
+        let bytes = increment.take(filled)?;
+        writer.piece(&name, number, bytes)?;
         if done >= total / 2 && !std::mem::replace(&mut half, true) {
             crate::fault::point("pages-half")?;
         }

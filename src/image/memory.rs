@@ -235,3 +235,18 @@ pub const INHERITED: &str = "memory/parent.json";
 pub const DIGESTS: &str = "memory/digests";
 /// The object of an image of the memory only: every different page once.
 pub const DISTINCT: &str = "distinct";
+/// Where in [`DISTINCT`] the pages of processes are, as they were while they were read:
+/// `memory/places.json`, a list of [`Places`].
+pub const PLACES: &str = "memory/places.json";
+
+/// Where the pages of one process are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Places {
+    /// As the host numbered it.
+    pub host_pid: i32,
+    /// Its start time, in clock ticks since boot.
+    pub start_time: u64,
+    /// Ascending by address; the place is one in [`DISTINCT`].
+    pub runs: Vec<PageRun>,
+}

@@ -7,10 +7,13 @@
 //! The way out: [`Increment`] takes chunks on their way into an image and leaves out the pages that the
 //! parent has. The way back: [`Layers`] puts chunks together again.
 
+use super::source::Filled;
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::PathBytes;
 use crate::image::archive::{Reader, Writer};
-use crate::image::memory::{CHUNK_PAGES, DIGESTS, INHERITED, Inherited, InheritedRun, PAGE};
+use crate::image::memory::{
+    CHUNK_PAGES, DIGESTS, DISTINCT, INHERITED, Inherited, InheritedRun, PAGE,
+};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +34,9 @@ pub struct Increment {
     known: HashMap<Digest, (u32, u64)>,
     inherited: Option<Inherited>,
     digests: Option<BTreeMap<String, Vec<u8>>>,
+    /// The parent's object that [`Places`](crate::image::memory::Places) are in, and the digests of
+    /// its pages where this image keeps some as well.
+    distinct: Option<(u32, Vec<Digest>)>,
     /// Pages that were looked at.
     pub scanned: u64,
     /// Pages that the parent has.
@@ -73,54 +79,104 @@ impl Increment {
             let source = inherited.sources.len() as u32;
             inherited.sources.push(object.to_owned());
             let prefix = format!("{DIGESTS}/{object}");
+            let mut list = Vec::new();
             let mut page = 0;
             for index in 0..image.pieces(&prefix) {
                 for digest in image.piece(&prefix, index)?.as_chunks::<DIGEST>().0 {
                     self.known.entry(*digest).or_insert((source, page));
                     page += 1;
+                    if object == DISTINCT && self.digests.is_some() {
+                        list.push(*digest);
+                    }
                 }
+            }
+            if object == DISTINCT {
+                self.distinct = Some((source, list));
             }
         }
         self.inherited = Some(inherited);
         Ok(())
     }
 
-    /// Takes chunk `number` of an object, all of whose chunks come in order, and hands back what of it
-    /// has to be stored.
-    pub fn take(&mut self, object: &str, number: u64, mut chunk: Vec<u8>) -> Vec<u8> {
-        let pages = chunk.len() / PAGE as usize;
-        self.scanned += pages as u64;
+    /// Takes a chunk of an object, all of whose chunks come in order, and hands back what of it has to
+    /// be stored.
+    pub fn take(&mut self, filled: Filled<'_>) -> Result<Vec<u8>> {
+        let Filled {
+            object,
+            number,
+            bytes: mut chunk,
+            known,
+        } = filled;
+        let read = chunk.len() / PAGE as usize;
+        let skipped: u64 = known.iter().map(|run| run.1).sum();
+        self.scanned += read as u64 + skipped;
         if self.inherited.is_none() && self.digests.is_none() {
-            return chunk;
+            return Ok(chunk);
         }
-        let mut kept = 0;
-        for at in 0..pages {
+        let first = number * CHUNK_PAGES;
+        let mut known = known.iter().copied().peekable();
+        let (mut page, mut kept) = (0, 0);
+        for at in 0..read {
+            while let Some((_, pages, there)) = known.next_if(|run| run.0 == page) {
+                self.inherit_known(object, first + page, pages, there)?;
+                page += pages;
+            }
             let range = at * PAGE as usize..(at + 1) * PAGE as usize;
             let digest: Digest = blake3::hash(&chunk[range.clone()]).into();
-            if let Some(digests) = &mut self.digests {
-                let list = match digests.get_mut(object) {
-                    Some(list) => list,
-                    None => digests.entry(object.to_owned()).or_default(),
-                };
-                list.extend_from_slice(&digest);
+            self.note(object, &digest);
+            match self.known.get(&digest) {
+                Some(&(source, there)) => self.inherit(object, first + page, source, there),
+                None => {
+                    chunk.copy_within(range, kept * PAGE as usize);
+                    kept += 1;
+                }
             }
-            let page = number * CHUNK_PAGES + at as u64;
-            if !self.inherit(object, page, &digest) {
-                chunk.copy_within(range, kept * PAGE as usize);
-                kept += 1;
-            }
+            page += 1;
+        }
+        for (_, pages, there) in known {
+            self.inherit_known(object, first + page, pages, there)?;
+            page += pages;
         }
         chunk.truncate(kept * PAGE as usize);
-        chunk
+        Ok(chunk)
     }
 
-    /// Whether the parent has that page; then that is noted.
-    fn inherit(&mut self, object: &str, page: u64, digest: &Digest) -> bool {
-        let Some(inherited) = &mut self.inherited else {
-            return false;
+    fn note(&mut self, object: &str, digest: &Digest) {
+        if let Some(digests) = &mut self.digests {
+            match digests.get_mut(object) {
+                Some(list) => list.extend_from_slice(digest),
+                None => {
+                    digests.insert(object.to_owned(), digest.to_vec());
+                }
+            }
+        }
+    }
+
+    /// Pages that were not looked at: the parent has them at `there` in its distinct pages.
+    fn inherit_known(&mut self, object: &str, page: u64, pages: u64, there: u64) -> Result<()> {
+        let bug = || Error::bug("a page that the parent cannot have is said to be there");
+        let (source, digests) = self.distinct.as_ref().ok_or_else(bug)?;
+        let source = *source;
+        let digests = match self.digests.is_some() {
+            true => digests
+                .get(there as usize..(there + pages) as usize)
+                .ok_or_else(bug)?
+                .to_vec(),
+            false => Vec::new(),
         };
-        let Some(&(source, there)) = self.known.get(digest) else {
-            return false;
+        for digest in &digests {
+            self.note(object, digest);
+        }
+        for at in 0..pages {
+            self.inherit(object, page + at, source, there + at);
+        }
+        Ok(())
+    }
+
+    /// Notes that the parent has a page.
+    fn inherit(&mut self, object: &str, page: u64, source: u32, there: u64) {
+        let Some(inherited) = &mut self.inherited else {
+            return;
         };
         self.skipped += 1;
         let runs = match inherited.objects.get_mut(object) {
@@ -142,7 +198,6 @@ impl Increment {
                 there,
             }),
         }
-        true
     }
 
     /// Writes what a restore and a child have to know.
@@ -165,21 +220,29 @@ impl Increment {
 /// Every different page once, cut into chunks: what an image of the memory only holds.
 #[derive(Default)]
 pub struct Distinct {
-    seen: HashMap<Digest, ()>,
+    seen: HashMap<Digest, u64>,
     chunk: Vec<u8>,
     next: u64,
 }
 
 impl Distinct {
-    /// Takes pages; hands whole chunks of new ones to `sink` (number, bytes).
+    /// Takes pages; hands whole chunks of new ones to `sink` (number, bytes), and the number of each page
+    /// to `placed`.
     pub fn take(
         &mut self,
         pages: &[u8],
         sink: &mut dyn FnMut(u64, Vec<u8>) -> Result<()>,
+        placed: &mut dyn FnMut(u64),
     ) -> Result<()> {
         for page in pages.chunks_exact(PAGE as usize) {
-            if let Entry::Vacant(vacant) = self.seen.entry(blake3::hash(page).into()) {
-                vacant.insert(());
+            let next = self.seen.len() as u64;
+            let entry = self.seen.entry(blake3::hash(page).into());
+            placed(*match &entry {
+                Entry::Occupied(occupied) => occupied.get(),
+                Entry::Vacant(_) => &next,
+            });
+            if let Entry::Vacant(vacant) = entry {
+                vacant.insert(next);
                 self.chunk.extend_from_slice(page);
                 if self.chunk.len() as u64 == CHUNK_PAGES * PAGE {
                     self.hand_over(sink)?;

@@ -35,7 +35,13 @@ fn write(path: &Path, parent: Option<(&Path, &str)>, object: &str, content: &[u8
     let mut increment = Increment::new(below, true).unwrap();
     let mut writer = writer(path);
     for (number, chunk) in content.chunks((CHUNK_PAGES * PAGE) as usize).enumerate() {
-        let stored = increment.take(object, number as u64, chunk.to_vec());
+        let filled = Filled {
+            object,
+            number: number as u64,
+            bytes: chunk.to_vec(),
+            known: &[],
+        };
+        let stored = increment.take(filled).unwrap();
         writer
             .piece(&format!("memory/{object}"), number as u64, stored)
             .unwrap();
@@ -165,10 +171,17 @@ fn every_different_page_is_there_once() {
         chunks.push(bytes);
         Ok(())
     };
-    distinct.take(&pages(0..200), &mut sink).unwrap();
-    distinct.take(&pages(100..300), &mut sink).unwrap();
+    let mut places = Vec::new();
+    let mut placed = |number: u64| places.push(number);
+    distinct
+        .take(&pages(0..200), &mut sink, &mut placed)
+        .unwrap();
+    distinct
+        .take(&pages(100..300), &mut sink, &mut placed)
+        .unwrap();
     distinct.finish(&mut sink).unwrap();
     assert!(chunks.concat() == pages(0..300));
+    assert!(places.into_iter().eq((0..200).chain(100..300)));
     assert_eq!(chunks.len(), 2);
     let mut count = 0;
     Distinct::default()
@@ -179,4 +192,41 @@ fn every_different_page_is_there_once() {
         })
         .unwrap();
     assert_eq!(count, 1);
+}
+
+#[test]
+fn pages_that_are_known_are_not_looked_at_and_come_back() {
+    let place = Place::new();
+    let (first, second, third) = (place.path("1"), place.path("2"), place.path("3"));
+    write(&first, None, DISTINCT, &pages(0..400));
+    let parent = Reader::open(&first).unwrap();
+    let mut increment = Increment::new(Some((&parent, Path::new("1"))), true).unwrap();
+    let mut writer = writer(&second);
+    // Known at the beginning, in the middle, at the end; in between one new, and one found.
+    let chunk = Filled {
+        object: "anonymous",
+        number: 0,
+        bytes: pages([1000, 7]),
+        known: &[(0, 10, 300), (11, 5, 0), (17, 3, 390)],
+    };
+    let stored = increment.take(chunk).unwrap();
+    assert_eq!(stored.len() as u64, PAGE);
+    writer.piece("memory/anonymous", 0, stored).unwrap();
+    assert_eq!((increment.scanned, increment.skipped), (20, 19));
+    increment.finish(&mut writer).unwrap();
+    writer.finish().unwrap();
+    let content = pages(
+        (300..310)
+            .chain([1000])
+            .chain(0..5)
+            .chain([7])
+            .chain(390..393),
+    );
+    assert!(read(&second, "anonymous").unwrap() == content);
+    // Their digests are there for the next one.
+    assert_eq!(
+        write(&third, Some((&second, "2")), "anonymous", &content),
+        20
+    );
+    assert!(read(&third, "anonymous").unwrap() == content);
 }

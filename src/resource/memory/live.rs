@@ -12,20 +12,19 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+/// Takes pages: the address of the first, where it is one's own, and what they hold.
+pub type Sink<'a> = dyn FnMut(Option<u64>, &[u8]) -> Result<()> + 'a;
+
 /// Reads the pages of one process that no file holds, and of shared memory that is not in `seen`, and
 /// hands them to `sink`. A process that ends meanwhile has no more pages.
-pub fn read(
-    host_pid: i32,
-    seen: &mut BTreeSet<(u64, u64)>,
-    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+pub fn read(host_pid: i32, seen: &mut BTreeSet<(u64, u64)>, sink: &mut Sink<'_>) -> Result<()> {
     match read_private(host_pid, sink).and_then(|()| read_shared(host_pid, seen, sink)) {
         Err(error) if error.is_gone() || !Process::new(host_pid).exists() => Ok(()),
         result => result.doing(|| format!("reading the memory of process {host_pid}")),
     }
 }
 
-fn read_private(host_pid: i32, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn read_private(host_pid: i32, sink: &mut Sink<'_>) -> Result<()> {
     let path = format!("/proc/{host_pid}/pagemap");
     let pagemap = File::open(&path).doing(|| format!("opening {path}"))?;
     let memory = memory_of(host_pid)?;
@@ -37,7 +36,7 @@ fn read_private(host_pid: i32, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Res
             // An area that has gone, or that cannot be read (vvar, guards), reads short.
             let read = memory.read_at(&mut buffer[..length], start).unwrap_or(0);
             let whole = read / PAGE as usize * PAGE as usize;
-            sink(&buffer[..whole])?;
+            sink(Some(start), &buffer[..whole])?;
             // One page further where nothing could be read.
             start += (whole as u64).max(PAGE);
         }
@@ -45,11 +44,7 @@ fn read_private(host_pid: i32, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Res
     Ok(())
 }
 
-fn read_shared(
-    host_pid: i32,
-    seen: &mut BTreeSet<(u64, u64)>,
-    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+fn read_shared(host_pid: i32, seen: &mut BTreeSet<(u64, u64)>, sink: &mut Sink<'_>) -> Result<()> {
     let mut buffer = vec![0; (CHUNK_PAGES * PAGE) as usize];
     for area in Process::new(host_pid).maps()? {
         if !is_memory(&area.path) {
@@ -76,7 +71,7 @@ fn read_shared(
                     break;
                 }
                 let padded = read.next_multiple_of(PAGE as usize);
-                sink(&buffer[..padded])?;
+                sink(None, &buffer[..padded])?;
                 at += padded as u64;
             }
         }
@@ -100,7 +95,7 @@ mod tests {
         let host_pid = child.id() as i32;
         let mut bytes = 0;
         let mut seen = BTreeSet::new();
-        let mut sink = |pages: &[u8]| {
+        let mut sink = |_: Option<u64>, pages: &[u8]| {
             assert_eq!(pages.len() as u64 % PAGE, 0);
             bytes += pages.len();
             Ok(())

@@ -19,4 +19,4 @@ mod source;
 
 pub use collect::{Ask, Collector, ask};
 pub use pages::extents;
-pub use source::Source;
+pub use source::{Filled, Known, Source};

@@ -1,10 +1,11 @@
 //! Where the pages come from: read chunk by chunk, in the order of their numbers.
 
 use crate::error::{Context, Error, Result};
-use crate::image::memory::{ANONYMOUS, CHUNK_PAGES, PAGE};
+use crate::image::memory::{ANONYMOUS, CHUNK_PAGES, PAGE, PageRun};
 use crate::sys::remote;
 use crate::tracee::memory_of;
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -39,8 +40,49 @@ pub struct Source {
     pub(super) shared: Vec<SharedSource>,
 }
 
-/// Takes one chunk: object, number, bytes.
-pub type Sink<'a> = dyn FnMut(&str, u64, Vec<u8>) -> Result<()> + 'a;
+/// A chunk on its way into an image.
+#[derive(Debug)]
+pub struct Filled<'a> {
+    /// Of which object.
+    pub object: &'a str,
+    /// Which one.
+    pub number: u64,
+    /// The pages that were read, those that are known left out.
+    pub bytes: Vec<u8>,
+    /// Runs that were not read: (page in the chunk, how many, place in the parent), ascending.
+    pub known: &'a [(u64, u64, u64)],
+}
+
+/// Takes one chunk.
+pub type Sink<'a> = dyn FnMut(Filled<'_>) -> Result<()> + 'a;
+
+/// Pages that need not be read, since the parent image has them as they are: by process, ascending by
+/// address; the place is one in the parent's object.
+#[derive(Debug, Default)]
+pub struct Known(pub BTreeMap<i32, Vec<PageRun>>);
+
+impl Known {
+    /// How many.
+    pub fn pages(&self) -> u64 {
+        self.0.values().flatten().map(|run| run.pages).sum()
+    }
+
+    /// Of `pages` pages at `start`: how many belong together, and where the parent has them.
+    fn look(&self, host_pid: i32, start: u64, pages: u64) -> (u64, Option<u64>) {
+        let Some(runs) = self.0.get(&host_pid) else {
+            return (pages, None);
+        };
+        let at = runs.partition_point(|run| run.end() <= start);
+        match runs.get(at) {
+            Some(run) if run.start <= start => {
+                let count = pages.min((run.end() - start) / PAGE);
+                (count, Some(run.index + (start - run.start) / PAGE))
+            }
+            Some(run) => (pages.min((run.start - start) / PAGE), None),
+            None => (pages, None),
+        }
+    }
+}
 
 impl Source {
     /// Adds an object whose pages are read from a file: (page, how many, place in the object).
@@ -64,8 +106,8 @@ impl Source {
         (private + shared) * PAGE
     }
 
-    /// Reads everything once and hands it to `sink`, chunk by chunk.
-    pub fn read(&self, sink: &mut Sink<'_>) -> Result<()> {
+    /// Reads everything once that is not known, and hands it to `sink`, chunk by chunk.
+    pub fn read(&self, known: &Known, sink: &mut Sink<'_>) -> Result<()> {
         for shared in &self.shared {
             shared.read(sink)?;
         }
@@ -75,7 +117,11 @@ impl Source {
             let mut start = piece.start;
             while start < piece.end() {
                 let pages = chunk.room().min((piece.end() - start) / PAGE);
-                reader.read(piece, start, chunk.take(pages))?;
+                let (pages, place) = known.look(piece.host_pid, start, pages);
+                match place {
+                    Some(there) => chunk.know(pages, there),
+                    None => reader.read(piece, start, chunk.take(pages))?,
+                }
                 chunk.hand_over_if_full(sink)?;
                 start += pages * PAGE;
             }
@@ -119,7 +165,10 @@ impl SharedSource {
 struct Chunk<'a> {
     object: &'a str,
     number: u64,
+    /// Pages in it, known ones included.
+    pages: u64,
     bytes: Vec<u8>,
+    known: Vec<(u64, u64, u64)>,
 }
 
 impl<'a> Chunk<'a> {
@@ -127,13 +176,15 @@ impl<'a> Chunk<'a> {
         Self {
             object,
             number: 0,
+            pages: 0,
             bytes: Vec::new(),
+            known: Vec::new(),
         }
     }
 
     /// Pages that it still takes.
     fn room(&self) -> u64 {
-        CHUNK_PAGES - self.bytes.len() as u64 / PAGE
+        CHUNK_PAGES - self.pages
     }
 
     /// The next `pages` pages, to be filled.
@@ -141,9 +192,16 @@ impl<'a> Chunk<'a> {
         if self.bytes.is_empty() {
             self.bytes.reserve_exact((CHUNK_PAGES * PAGE) as usize);
         }
+        self.pages += pages;
         let at = self.bytes.len();
         self.bytes.resize(at + (pages * PAGE) as usize, 0);
         &mut self.bytes[at..]
+    }
+
+    /// The next `pages` pages are in the parent.
+    fn know(&mut self, pages: u64, there: u64) {
+        self.known.push((self.pages, pages, there));
+        self.pages += pages;
     }
 
     fn hand_over_if_full(&mut self, sink: &mut Sink<'_>) -> Result<()> {
@@ -154,8 +212,15 @@ impl<'a> Chunk<'a> {
     }
 
     fn hand_over(&mut self, sink: &mut Sink<'_>) -> Result<()> {
-        if !self.bytes.is_empty() {
-            sink(self.object, self.number, std::mem::take(&mut self.bytes))?;
+        if self.pages > 0 {
+            sink(Filled {
+                object: self.object,
+                number: self.number,
+                bytes: std::mem::take(&mut self.bytes),
+                known: &self.known,
+            })?;
+            self.known.clear();
+            self.pages = 0;
             self.number += 1;
         }
         Ok(())

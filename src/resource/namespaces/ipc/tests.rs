@@ -2,7 +2,7 @@ use super::*;
 use crate::image::bytes::Bytes;
 use crate::image::memory::{CHUNK_PAGES, PAGE};
 use crate::image::namespaces::ipc::{Message, MessageQueue, PosixQueue, Segment, SemaphoreSet};
-use crate::resource::memory::Source;
+use crate::resource::memory::{Known, Source};
 use crate::sys::ns::{Kind, fresh_with, inside};
 use crate::sys::{mqueue, sysv};
 use crate::tracee::{self, Scratch, find_syscall};
@@ -37,8 +37,8 @@ fn captured(namespace: &OwnedFd) -> (Ipc, Chunks) {
     }
     let mut chunks = Chunks::new();
     source
-        .read(&mut |object, number, bytes| {
-            chunks.insert((object.to_owned(), number), bytes);
+        .read(&Known::default(), &mut |filled| {
+            chunks.insert((filled.object.to_owned(), filled.number), filled.bytes);
             Ok(())
         })
         .unwrap();
