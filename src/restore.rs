@@ -143,7 +143,7 @@ fn thread_numbers(records: &Records) -> BTreeSet<i32> {
 /// Whether a child shares enough pages with its parent that it is worth being born after those are
 /// there: a fork then copies the parent's page tables, which the child would otherwise not need.
 fn inherits(records: &Records, parent: i32, child: i32) -> bool {
-    const ENOUGH: u64 = 16;
+    const ENOUGH: u64 = 1;
     let memory = |pid: i32| -> Option<&Memory> {
         records
             .alive()

@@ -601,12 +601,26 @@ fn descriptors(
         taken.insert(fd);
     }
     for lock in rebuilt.in_target.get(&pid).map_or(&[][..], Vec::as_slice) {
-        let InTarget::PosixLock {
-            fd,
-            exclusive,
-            start,
-            len,
-        } = lock;
+        let (fd, exclusive, start, len) = match lock {
+            InTarget::PosixLock {
+                fd,
+                exclusive,
+                start,
+                len,
+            } => (fd, exclusive, start, len),
+            InTarget::Flock { fd, exclusive } => {
+                let operation = if *exclusive {
+                    libc::LOCK_EX
+                } else {
+                    libc::LOCK_SH
+                };
+                feed.push(calls::Flock {
+                    fd: (*fd).into(),
+                    operation: (operation | libc::LOCK_NB).into(),
+                })?;
+                continue;
+            }
+        };
         let kind = if *exclusive {
             libc::F_WRLCK
         } else {

@@ -117,6 +117,8 @@ calls! {
     Dup3 { old, new, flags } = SYS_dup3(old, new, flags) -> RemoteFd;
     /// fcntl(2)
     Fcntl { fd, command, argument } = SYS_fcntl(fd, command, argument) -> i32;
+    /// flock(2)
+    Flock { fd, operation } = SYS_flock(fd, operation) -> ();
     /// ioctl(2)
     Ioctl { fd, request, argument } = SYS_ioctl(fd, request, argument) -> i32;
     /// pidfd_getfd(2)

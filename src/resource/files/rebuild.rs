@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Context, Error, Exit, Result};
 use crate::image::files::{
-    External, FileId, FileKind, FileOwner, Files, Inode, OpenFile, PosixLock,
+    External, FileId, FileKind, FileOwner, Files, Inode, LockKind, OpenFile, PosixLock,
 };
 use crate::sys::owner;
 use nix::errno::Errno;
@@ -39,6 +39,14 @@ pub struct Env<'a> {
 /// What only the target itself can do, once its descriptors are in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InTarget {
+    /// flock(2): the lock belongs to the open file, but the kernel notes who took it, and shows that
+    /// in /proc/locks.
+    Flock {
+        /// The descriptor.
+        fd: i32,
+        /// LOCK_EX rather than LOCK_SH.
+        exclusive: bool,
+    },
     /// fcntl(fd, F_SETLK): a record lock belongs to its process.
     PosixLock {
         /// The descriptor.
@@ -196,6 +204,16 @@ impl<'a> Rebuilder<'a> {
             }
         }
         let mut in_target: BTreeMap<i32, Vec<InTarget>> = BTreeMap::new();
+        for file in &self.files.open_files {
+            for lock in file.locks.iter().filter(|one| one.kind == LockKind::Flock) {
+                if let Some((pid, fd)) = self.holder(file.id) {
+                    in_target.entry(pid).or_default().push(InTarget::Flock {
+                        fd,
+                        exclusive: lock.exclusive,
+                    });
+                }
+            }
+        }
         for lock in &self.files.posix_locks {
             in_target
                 .entry(lock.pid)
@@ -206,6 +224,14 @@ impl<'a> Rebuilder<'a> {
             files: self.made,
             in_target,
             masters: self.masters,
+        })
+    }
+
+    /// The first process that has an open file, and under which number.
+    fn holder(&self, id: FileId) -> Option<(i32, i32)> {
+        self.files.tables.iter().find_map(|(pid, table)| {
+            let descriptor = table.iter().find(|one| one.file == id)?;
+            Some((*pid, descriptor.fd))
         })
     }
 
@@ -322,7 +348,10 @@ impl<'a> Rebuilder<'a> {
             set_status_flags(fd, bits)?;
         }
         for one in &file.locks {
-            lock::rebuild(fd, one)?;
+            // Of a file that is in flight nobody but this process can take it.
+            if one.kind != LockKind::Flock || self.holder(file.id).is_none() {
+                lock::rebuild(fd, one)?;
+            }
         }
         Ok(())
     }
