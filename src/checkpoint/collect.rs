@@ -230,6 +230,12 @@ pub fn collect(
         }
         Some(found.record)
     } else {
+        let hosts: Vec<i32> = container
+            .processes
+            .iter()
+            .map(|held| held.host_pid)
+            .collect();
+        ipc::refuse_host_segments(&hosts, refusals)?;
         None
     };
     Ok(Collected {
