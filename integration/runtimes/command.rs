@@ -2,6 +2,12 @@
 
 use super::{COUNT, counts_on, images, runc::Runc, with_criu};
 use crate::harness::{run, try_run};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
 
 #[test]
 fn the_version_has_the_form_that_callers_parse() {
@@ -76,4 +82,41 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     );
     let text = try_run(with_criu(&ground, "criu").args(["page-server", "--port", "7"]));
     assert!(text.unwrap_err().contains("E-CRIU-PAGE-SERVER"));
+}
+
+#[test]
+fn the_service_answers_whoever_connects() {
+    let ground = crate::harness::Ground::new();
+    let address = ground.path().join("service");
+    // The write end of a pipe is where it says that it is ready: its standard output.
+    let mut service = with_criu(&ground, "criu")
+        .args(["service", "--status-fd", "1", "--address"])
+        .arg(&address)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = Vec::new();
+    let stdout = service.stdout.as_mut().unwrap();
+    stdout.read_to_end(&mut ready).unwrap();
+    assert_eq!(ready, [0]);
+    for _ in 0..2 {
+        let caller = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        connect(caller.as_raw_fd(), &UnixAddr::new(&address).unwrap()).unwrap();
+        // Request 10 asks for the version.
+        send(caller.as_raw_fd(), &[8, 10], MsgFlags::empty()).unwrap();
+        let mut answer = [0; 512];
+        let length = recv(caller.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        assert_eq!(&answer[..4], [8, 10, 16, 1]);
+        let text = String::from_utf8_lossy(&answer[..length]);
+        assert!(text.contains("ocimig"), "{text}");
+    }
+    service.kill().unwrap();
+    service.wait().unwrap();
 }
