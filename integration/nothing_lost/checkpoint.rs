@@ -146,14 +146,10 @@ fn killed_at_random_moments(seed: u64, count: u64) {
         // One moment in each of as many slices: no stretch is left out.
         let slice = whole.as_micros() as u64 / count;
         let after = Duration::from_micros(number * slice + chance.below(slice));
-        let before = (number % 10 == 9).then(|| scene.container.snapshot());
         let ended = run(scene.checkpoint().arg("--leave-running"), after);
         killed += u32::from(!ended.status.success());
         let what = format!("killed after {after:?} of {whole:?}");
-        match before {
-            Some(before) => scene.assert_unchanged(&before, &what),
-            None => scene.assert_goes_on(&what),
-        }
+        scene.assert_goes_on(&what);
         scene.assert_whole_or_nothing(&what);
     }
     assert!(killed > 0, "all of them ended before they were killed");

@@ -17,6 +17,7 @@ use crate::resource::threads;
 use crate::sys::ptrace::{self, Event};
 use crate::sys::{ns, nsfs, pidfd};
 use crate::tracee::batch::{Answers, Batch};
+use crate::tracee::nook::{self, Foothold};
 use crate::tracee::{self, SCRATCH_DATA, Scratch, Seized, Stopped};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -407,28 +408,13 @@ impl Held {
             .iter()
             .map(|thread| (thread.stopped.host_tid(), thread.tid))
             .collect();
-        let mut instruction = None;
-        // The kernel's own code first: it is always there and never patched.
         let areas = Process::new(host_pid).maps()?;
-        let vdso = areas.iter().filter(|area| area.path == b"[vdso]");
-        let others = areas
-            .iter()
-            .filter(|area| area.perms.execute && area.path != b"[vsyscall]");
-        for area in vdso.chain(others) {
-            instruction = tracee::find_syscall(host_pid, area.start, area.end)?;
-            if instruction.is_some() {
-                break;
-            }
-        }
-        let Some(instruction) = instruction else {
+        let Some(nook) = nook::find(host_pid, &areas) else {
             return Err(Error::coded(
-                "E-NO-SYSCALL",
+                "E-NO-NOOK",
                 Exit::Refused,
-                format!(
-                    "{} has no system call instruction anywhere in its code",
-                    object
-                ),
-                "such a process cannot be asked anything",
+                format!("{object} has no room at the end of any of its code"),
+                "such a process cannot be asked anything without a risk for it",
             ));
         };
         let leader = &mut self.threads[0];
@@ -441,7 +427,7 @@ impl Held {
             &mut leader.stopped,
             self.pid,
             tids,
-            instruction,
+            Foothold::Nook(nook),
             home,
             None,
             SCRATCH_DATA,
@@ -466,12 +452,17 @@ impl Held {
             .doing(|| format!("asking pid {} ({})", self.pid, self.comm))
     }
 
-    /// Takes our pages out again.
+    /// Takes our pages out again. Whoever is in them is put back first: should this process be killed
+    /// now or later, no thread may go on in pages that are gone
+    /// (`nothing_lost::killed_at_any_point_the_container_goes_on`).
     pub fn leave(&mut self) -> Result<()> {
-        match self.scratch.take() {
-            Some(mut scratch) => scratch.unmap(&mut self.threads[0].stopped),
-            None => Ok(()),
+        let Some(mut scratch) = self.scratch.take() else {
+            return Ok(());
+        };
+        for thread in &self.threads {
+            thread.stopped.put_back()?;
         }
+        scratch.unmap(&mut self.threads[0].stopped)
     }
 }
 

@@ -6,12 +6,14 @@ pub mod arch;
 pub mod bare;
 pub mod batch;
 pub mod calls;
+pub mod nook;
 
 use crate::error::{Cause, Context, Error, Exit, Result};
 use crate::sys::ptrace::{self, Event, UserRegs};
 use crate::sys::remote;
 use batch::{Answers, Batch};
 use nix::errno::Errno;
+use nook::Foothold;
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
@@ -243,6 +245,53 @@ impl Stopped {
         }
     }
 
+    /// Makes one system call in a nook. Whenever the conductor is killed, the thread finds home.
+    fn call_in_nook(
+        &mut self,
+        nook: u64,
+        scratch: &Scratch,
+        number: i64,
+        arguments: [u64; 6],
+    ) -> Result<u64> {
+        let tid = self.host_tid;
+        let own_tid = scratch.tid_of(tid)?;
+        let signal = scratch.home_signal;
+        let mut bytes = arch::single_code().to_vec();
+        let home = arch::home_block(scratch.pid, own_tid, signal, self.mask, &self.own);
+        bytes.extend_from_slice(&home);
+        bytes.truncate(arch::single_size());
+        scratch
+            .memory
+            .write_all_at(&bytes, nook)
+            .doing(|| format!("writing a call into thread {tid}"))?;
+        let registers = arch::call_registers(&self.own, nook, number as u64, arguments);
+        self.set_off(&registers, signal)?;
+        ptrace::cont(tid, 0).map_err(gone(tid))?;
+        let end = nook + arch::single_home_offset();
+        let at_end = loop {
+            let Some((_, event)) = ptrace::wait(tid, true).map_err(gone(tid))? else {
+                return Err(Cause::Gone { host_pid: tid }.into());
+            };
+            if let Some(at_end) = self.home_at(end, signal, event)? {
+                break at_end;
+            }
+            ptrace::cont(tid, 0).map_err(gone(tid))?;
+        };
+        match at_end.r12 as i64 {
+            error @ -4095..=-1 => Err(Errno::from_raw(-error as i32).into()),
+            _ => Ok(at_end.r12),
+        }
+    }
+
+    /// Sends the thread to code of ours with all signals masked but the home signal. The registers come
+    /// first: killed in between, the conductor leaves a thread that finds home with its own mask.
+    fn set_off(&self, registers: &UserRegs, home_signal: i32) -> Result<()> {
+        let mask = !(1u64 << (home_signal - 1));
+        ptrace::set_registers(self.host_tid, registers)
+            .and_then(|()| ptrace::set_signal_mask(self.host_tid, mask))
+            .map_err(gone(self.host_tid))
+    }
+
     /// Runs a batch in `scratch` and brings back its answers; the first result that its entry does not
     /// allow is the error. Signals are masked meanwhile, but for the home signal.
     pub fn run(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Answers> {
@@ -289,11 +338,9 @@ impl Stopped {
             .memory
             .write_all_at(&area, base)
             .doing(|| "writing a batch")?;
-        let home_signal_only = !(1u64 << (scratch.home_signal - 1));
-        ptrace::set_signal_mask(tid, home_signal_only).map_err(gone(tid))?;
         let entries = base + arch::HOME_SIZE as u64;
         let registers = arch::batch_registers(&self.own, scratch.code, entries, batch.len() as u64);
-        ptrace::set_registers(tid, &registers).map_err(gone(tid))?;
+        self.set_off(&registers, scratch.home_signal)?;
         Ok(area.len() - arch::HOME_SIZE)
     }
 
@@ -395,6 +442,12 @@ impl Stopped {
 
     /// The registers at the end of the loop, if the event says that the thread is there.
     fn home(&mut self, scratch: &Scratch, event: Event) -> Result<Option<UserRegs>> {
+        let end = scratch.code + arch::home_offset();
+        self.home_at(end, scratch.home_signal, event)
+    }
+
+    /// The same for any code of ours that ends at `end`.
+    fn home_at(&mut self, end: u64, home_signal: i32, event: Event) -> Result<Option<UserRegs>> {
         let tid = self.host_tid;
         let signal = match event {
             Event::Signal(signal) => signal,
@@ -402,11 +455,10 @@ impl Stopped {
             Event::Stop { .. } | Event::Other(_) => return Ok(None),
         };
         let registers = ptrace::registers(tid).map_err(gone(tid))?;
-        let at_home = registers.rip == scratch.code + arch::home_offset();
         // Only stop signals cannot be masked; a home signal from elsewhere is one that this process
         // ignores. Anything else is a fault in the loop.
         match signal {
-            signal if signal == scratch.home_signal => Ok(at_home.then_some(registers)),
+            signal if signal == home_signal => Ok((registers.rip == end).then_some(registers)),
             libc::SIGSTOP => {
                 self.late_stop = Some(signal);
                 Ok(None)
@@ -429,11 +481,12 @@ impl Stopped {
             .doing(|| format!("letting thread {tid} go"))
     }
 
-    /// Gives the thread its mask and registers back; it stays stopped.
+    /// Gives the thread its mask and registers back; it stays stopped. The mask comes first: killed in
+    /// between, the conductor leaves a thread that is still on its way home.
     pub fn put_back(&self) -> Result<()> {
         let tid = self.host_tid;
-        ptrace::set_registers(tid, &self.own)
-            .and_then(|()| ptrace::set_signal_mask(tid, self.mask))
+        ptrace::set_signal_mask(tid, self.mask)
+            .and_then(|()| ptrace::set_registers(tid, &self.own))
             .map_err(gone(tid))
             .doing(|| format!("giving thread {tid} its registers back"))
     }
@@ -449,8 +502,8 @@ pub struct Scratch {
     code: u64,
     data_size: u64,
     home_signal: i32,
-    /// A `syscall` instruction of the process's own.
-    instruction: u64,
+    /// How it is entered and left.
+    foothold: Foothold,
     memory: File,
 }
 
@@ -499,14 +552,14 @@ pub fn home_signal(caught: u64, pending: u64) -> i32 {
 }
 
 impl Scratch {
-    /// Maps a scratch area of `data_size` bytes of room in the process of `leader`, by single calls at
-    /// `instruction`; at `at` when given, else where the kernel likes. Never both writable and
+    /// Maps a scratch area of `data_size` bytes of room in the process of `leader`, by single calls from
+    /// `foothold`; at `at` when given, else where the kernel likes. Never both writable and
     /// executable at a time, so that PR_SET_MDWE does not refuse it.
     pub fn map(
         leader: &mut Stopped,
         pid: i32,
         tids: Vec<(i32, i32)>,
-        instruction: u64,
+        foothold: impl Into<Foothold>,
         home_signal: i32,
         at: Option<u64>,
         data_size: u64,
@@ -519,44 +572,38 @@ impl Scratch {
         };
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed) as u64;
         let readable = libc::PROT_READ as u64;
-        let code = leader
-            .call_at(
-                instruction,
-                libc::SYS_mmap,
-                [
-                    at.unwrap_or(0),
-                    length,
-                    readable | libc::PROT_EXEC as u64,
-                    flags,
-                    u64::MAX,
-                    0,
-                ],
-            )
-            .doing(|| format!("mapping a scratch area in process {}", leader.host_tid))?;
         let mut scratch = Self {
             pid,
             tids,
-            code,
+            code: 0,
             data_size,
             home_signal,
-            instruction,
+            foothold: foothold.into(),
             memory: memory_of(leader.host_tid)?,
         };
-        let filled = leader
-            .call_at(
-                instruction,
-                libc::SYS_mprotect,
-                [
-                    code + arch::DATA_OFFSET,
-                    data_size,
-                    readable | libc::PROT_WRITE as u64,
-                    0,
-                    0,
-                    0,
-                ],
-            )
+        let wanted = [
+            at.unwrap_or(0),
+            length,
+            readable | libc::PROT_EXEC as u64,
+            flags,
+            u64::MAX,
+            0,
+        ];
+        scratch.code = scratch
+            .call(leader, libc::SYS_mmap, wanted)
+            .doing(|| format!("mapping a scratch area in process {}", leader.host_tid))?;
+        let data = [
+            scratch.code + arch::DATA_OFFSET,
+            data_size,
+            readable | libc::PROT_WRITE as u64,
+            0,
+            0,
+            0,
+        ];
+        let filled = scratch
+            .call(leader, libc::SYS_mprotect, data)
             .map(drop)
-            .and_then(|()| Ok(scratch.memory.write_all_at(arch::code(), code)?))
+            .and_then(|()| Ok(scratch.memory.write_all_at(arch::code(), scratch.code)?))
             .doing(|| format!("filling the scratch area of process {}", leader.host_tid));
         match filled {
             Ok(()) => Ok(scratch),
@@ -564,16 +611,31 @@ impl Scratch {
         }
     }
 
-    /// Takes the area away again, by a single call.
+    /// A single call, from the foothold.
+    fn call(&self, leader: &mut Stopped, number: i64, arguments: [u64; 6]) -> Result<u64> {
+        match self.foothold {
+            Foothold::Instruction(at) => leader.call_at(at, number, arguments),
+            Foothold::Nook(at) => leader.call_in_nook(at, self, number, arguments),
+        }
+    }
+
+    /// Takes the area away again. The leader is then put back, and where it was sent from is as it was.
     pub fn unmap(&mut self, leader: &mut Stopped) -> Result<()> {
-        leader
-            .call_at(
-                self.instruction,
-                libc::SYS_munmap,
-                [self.code, arch::DATA_OFFSET + self.data_size, 0, 0, 0, 0],
-            )
-            .map(drop)
+        let whole = [self.code, arch::DATA_OFFSET + self.data_size, 0, 0, 0, 0];
+        let unmapped = self.call(leader, libc::SYS_munmap, whole).map(drop);
+        unmapped
+            .and_then(|()| leader.put_back())
+            .and_then(|()| self.forget_nook())
             .doing(|| format!("removing the scratch area of process {}", leader.host_tid))
+    }
+
+    /// Nobody is in the nook any more.
+    fn forget_nook(&self) -> Result<()> {
+        if let Foothold::Nook(at) = self.foothold {
+            self.memory
+                .write_all_at(&vec![0; arch::single_size()], at)?;
+        }
+        Ok(())
     }
 
     /// The same area as a fork of this process has it.
@@ -585,7 +647,7 @@ impl Scratch {
             code: self.code,
             data_size: self.data_size,
             home_signal: self.home_signal,
-            instruction: self.instruction,
+            foothold: self.foothold,
         })
     }
 

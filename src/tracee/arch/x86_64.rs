@@ -18,8 +18,8 @@
 //! loop walks on into the way home: the process's own signal mask, then its own registers, read from
 //! the home block that lies one page behind the loop (so that no register has to point to it), then a
 //! jump to where it was. FPU state is never touched, so no signal frame is needed. Nothing is pushed:
-//! the red zone below the process's stack pointer is its own. Test: `tracee::tests::
-//! a_conductor_killed_in_mid_batch_harms_nobody`.
+//! the red zone below the process's stack pointer is its own. Test: `killed_at_random_moments` of
+//! `integration/nothing_lost/`.
 
 #![expect(unsafe_code, reason = "the batch loop is machine code")]
 
@@ -29,10 +29,96 @@ use crate::sys::ptrace::UserRegs;
 pub const ENTRY_WORDS: usize = 16;
 /// Bytes of the home block at the start of the data area; entries follow.
 pub const HOME_SIZE: usize = 256;
+/// Words of it that are used.
+const HOME_WORDS: usize = 22;
 /// Where the data area starts, counted from the loop.
 pub const DATA_OFFSET: u64 = 4096;
 /// One past the highest address a process can map (four-level page tables).
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// The way home, from the tgkill(2) on. `block` is where the home block lies.
+macro_rules! way_home {
+    ($home:literal, $block:literal) => {
+        concat!(
+            "mov eax, 234\n", // tgkill
+            "mov rdi, [rip + ",
+            $block,
+            "]\n",
+            "mov rsi, [rip + ",
+            $block,
+            " + 8]\n",
+            "mov rdx, [rip + ",
+            $block,
+            " + 16]\n",
+            "syscall\n",
+            $home,
+            ":\n",
+            "mov eax, 14\n", // rt_sigprocmask
+            "mov edi, 2\n",  // SIG_SETMASK
+            "lea rsi, [rip + ",
+            $block,
+            " + 24]\n",
+            "xor edx, edx\n",
+            "mov r10d, 8\n",
+            "syscall\n",
+            "mov r15, [rip + ",
+            $block,
+            " + 32]\n",
+            "mov r14, [rip + ",
+            $block,
+            " + 40]\n",
+            "mov r13, [rip + ",
+            $block,
+            " + 48]\n",
+            "mov r12, [rip + ",
+            $block,
+            " + 56]\n",
+            "mov rbp, [rip + ",
+            $block,
+            " + 64]\n",
+            "mov rbx, [rip + ",
+            $block,
+            " + 72]\n",
+            "mov r11, [rip + ",
+            $block,
+            " + 80]\n",
+            "mov r10, [rip + ",
+            $block,
+            " + 88]\n",
+            "mov r9, [rip + ",
+            $block,
+            " + 96]\n",
+            "mov r8, [rip + ",
+            $block,
+            " + 104]\n",
+            "mov rax, [rip + ",
+            $block,
+            " + 112]\n",
+            "mov rcx, [rip + ",
+            $block,
+            " + 120]\n",
+            "mov rdx, [rip + ",
+            $block,
+            " + 128]\n",
+            "mov rsi, [rip + ",
+            $block,
+            " + 136]\n",
+            "mov rdi, [rip + ",
+            $block,
+            " + 144]\n",
+            "lea rsp, [rip + ",
+            $block,
+            " + 152]\n",
+            "popfq\n",
+            "mov rsp, [rip + ",
+            $block,
+            " + 160]\n",
+            "jmp [rip + ",
+            $block,
+            " + 168]\n",
+        )
+    };
+}
 
 std::arch::global_asm!(
     ".pushsection .rodata.ocimig_batch,\"a\"",
@@ -63,38 +149,24 @@ std::arch::global_asm!(
     "   sub r12, -128",
     "   dec r13",
     "   jmp 2b",
-    "3: mov eax, 234", // tgkill
-    "   mov rdi, [rip + ocimig_batch_start + 4096]",
-    "   mov rsi, [rip + ocimig_batch_start + 4096 + 8]",
-    "   mov rdx, [rip + ocimig_batch_start + 4096 + 16]",
-    "   syscall",
-    "ocimig_batch_home:",
-    "   mov eax, 14", // rt_sigprocmask
-    "   mov edi, 2",  // SIG_SETMASK
-    "   lea rsi, [rip + ocimig_batch_start + 4096 + 24]",
-    "   xor edx, edx",
-    "   mov r10d, 8",
-    "   syscall",
-    "   mov r15, [rip + ocimig_batch_start + 4096 + 32]",
-    "   mov r14, [rip + ocimig_batch_start + 4096 + 40]",
-    "   mov r13, [rip + ocimig_batch_start + 4096 + 48]",
-    "   mov r12, [rip + ocimig_batch_start + 4096 + 56]",
-    "   mov rbp, [rip + ocimig_batch_start + 4096 + 64]",
-    "   mov rbx, [rip + ocimig_batch_start + 4096 + 72]",
-    "   mov r11, [rip + ocimig_batch_start + 4096 + 80]",
-    "   mov r10, [rip + ocimig_batch_start + 4096 + 88]",
-    "   mov r9, [rip + ocimig_batch_start + 4096 + 96]",
-    "   mov r8, [rip + ocimig_batch_start + 4096 + 104]",
-    "   mov rax, [rip + ocimig_batch_start + 4096 + 112]",
-    "   mov rcx, [rip + ocimig_batch_start + 4096 + 120]",
-    "   mov rdx, [rip + ocimig_batch_start + 4096 + 128]",
-    "   mov rsi, [rip + ocimig_batch_start + 4096 + 136]",
-    "   mov rdi, [rip + ocimig_batch_start + 4096 + 144]",
-    "   lea rsp, [rip + ocimig_batch_start + 4096 + 152]",
-    "   popfq",
-    "   mov rsp, [rip + ocimig_batch_start + 4096 + 160]",
-    "   jmp [rip + ocimig_batch_start + 4096 + 168]",
+    "3:",
+    way_home!("ocimig_batch_home", "ocimig_batch_start + 4096"),
     "ocimig_batch_end:",
+    ".popsection",
+);
+
+// One call and the way home, with the home block right behind: what fits into a nook.
+std::arch::global_asm!(
+    ".pushsection .rodata.ocimig_single,\"a\"",
+    ".balign 16",
+    ".globl ocimig_single_start, ocimig_single_home, ocimig_single_end",
+    ".hidden ocimig_single_start, ocimig_single_home, ocimig_single_end",
+    "ocimig_single_start:",
+    "syscall",
+    "mov r12, rax",
+    way_home!("ocimig_single_home", "ocimig_single_end"),
+    ".balign 8",
+    "ocimig_single_end:",
     ".popsection",
 );
 
@@ -102,6 +174,27 @@ unsafe extern "C" {
     static ocimig_batch_start: u8;
     static ocimig_batch_home: u8;
     static ocimig_batch_end: u8;
+    static ocimig_single_start: u8;
+    static ocimig_single_home: u8;
+    static ocimig_single_end: u8;
+}
+
+/// The machine code of a single call, whose result is in r12 at the end; a home block follows it.
+pub fn single_code() -> &'static [u8] {
+    let start = &raw const ocimig_single_start;
+    let length = (&raw const ocimig_single_end) as usize - start as usize;
+    // SAFETY: the symbols delimit read-only bytes of this program.
+    unsafe { std::slice::from_raw_parts(start, length) }
+}
+
+/// Where a finished single call stops, counted from the start of [`single_code`].
+pub fn single_home_offset() -> u64 {
+    ((&raw const ocimig_single_home) as usize - (&raw const ocimig_single_start) as usize) as u64
+}
+
+/// Bytes of [`single_code`] and its home block.
+pub fn single_size() -> usize {
+    single_code().len() + HOME_WORDS * 8
 }
 
 /// The machine code of the loop and the way home; position-independent, with its data area
