@@ -29,7 +29,7 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("check", &["resource", "tracee", "proc", "sys"]),
     ("request", &["image"]),
     ("resource", &["image", "tracee", "proc", "sys", "fault"]),
-    ("tracee", &["sys", "fault"]),
+    ("tracee", &["proc", "sys", "fault"]),
     ("proc", &["sys"]),
     ("sys", &[]),
     ("image", &[]),

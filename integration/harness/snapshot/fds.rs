@@ -59,7 +59,11 @@ fn write_info(scribe: &mut Scribe, at: &str, place: usize, line: &str, from_outs
         "flags" | "pos" if from_outside => {}
         // O_LARGEFILE means nothing where every file is large.
         "flags" => {
-            let flags = u32::from_str_radix(value, 8).unwrap_or(0) & !0o100_000;
+            let mut flags = u32::from_str_radix(value, 8).unwrap_or(0) & !0o100_000;
+            // How a file without a name was made shows, and means nothing afterwards.
+            if flags & 0o20_000_000 != 0 {
+                flags &= !0o20_200_000;
+            }
             scribe.put(format!("{at} flags"), format!("{flags:o}"));
         }
         "tfd" => {
