@@ -55,7 +55,7 @@ fn a_target_that_cannot_be_written() {
     let output = ground.path().join("no/such/directory/image.tar");
     assert_checkpoint_fails(&mut container, &output, 5, "E-OUTPUT-DIRECTORY");
     let output = ground.path().to_owned();
-    assert_checkpoint_fails(&mut container, &output, 5, "E-OUTPUT-DIRECTORY");
+    assert_checkpoint_fails(&mut container, &output, 2, "E-OUTPUT-NAME");
 }
 
 #[test]

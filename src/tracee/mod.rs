@@ -293,7 +293,8 @@ impl Stopped {
     }
 
     /// Runs a batch in `scratch` and brings back its answers; the first result that its entry does not
-    /// allow is the error. Signals are masked meanwhile, but for the home signal.
+    /// allow is the error. Signals are masked meanwhile, but for the home signal. The thread is put back
+    /// at once: the home block will be another thread's.
     pub fn run(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Answers> {
         if batch.is_empty() {
             return Ok(Answers::new(batch, Vec::new()));
@@ -301,6 +302,7 @@ impl Stopped {
         let length = self.load(scratch, batch)?;
         ptrace::cont(self.host_tid, 0).map_err(gone(self.host_tid))?;
         let at_end = self.wait_for_home(scratch)?;
+        self.put_back()?;
         self.answers(scratch, batch, length, &at_end)
     }
 
@@ -387,6 +389,7 @@ impl Stopped {
             match ptrace::wait(tid, false).map_err(gone(tid))? {
                 Some((_, event)) => match self.home(scratch, event)? {
                     Some(at_end) => {
+                        self.put_back()?;
                         let answers = self.answers(scratch, batch, length, &at_end)?;
                         return Ok(Asleep::Over(answers.word(0)));
                     }
@@ -409,6 +412,7 @@ impl Stopped {
                 Event::Stop { .. } => ptrace::registers(tid).map_err(gone(tid))?,
                 event => match self.home(scratch, event)? {
                     Some(at_end) => {
+                        self.put_back()?;
                         let answers = self.answers(scratch, batch, length, &at_end)?;
                         return Ok(Asleep::Over(answers.word(0)));
                     }
@@ -420,6 +424,7 @@ impl Stopped {
             };
             let in_call = registers.orig_rax as i64 >= 0;
             if in_call && registers.rax as i64 == arch::restart::ERESTART_RESTARTBLOCK {
+                self.put_back()?;
                 return Ok(Asleep::Interrupted(seen));
             }
             ptrace::cont(tid, 0).map_err(gone(tid))?;

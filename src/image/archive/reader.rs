@@ -50,7 +50,9 @@ impl Reader {
     /// Opens an image and reads its list of members; the content of each is verified when it is read.
     pub fn open(path: &Path) -> Result<Self> {
         let doing = || format!("reading {}", path.display());
-        let file = File::open(path).doing(|| format!("opening {}", path.display()))?;
+        let file = File::open(path)
+            .map_err(error::cannot_open)
+            .doing(|| format!("opening {}", path.display()))?;
         if file.metadata().doing(doing)?.is_dir() {
             return Err(error::not_an_image("it is a directory")).doing(doing);
         }
