@@ -1,6 +1,7 @@
 //! argv → front; error → exit code.
 
 use ocimig::checkpoint::track;
+use ocimig::restore::sweep;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ fn main() -> ExitCode {
     let own_name = std::path::Path::new(&own_name).file_name();
     match own_name.and_then(|name| name.to_str()) {
         Some(track::NAME) => return track::main(rest.into_iter()),
+        Some(sweep::NAME) => return sweep::main(rest),
         Some("criu") => return ocimig::criu::command::main(rest),
         Some("ocimig-runtime" | "ocimig-runc" | "ocimig-crun") => {
             return ocimig::oci::runtime_front::main(own_name.unwrap_or_default(), rest);

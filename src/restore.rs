@@ -7,13 +7,15 @@
 //! ```
 //!
 //! Before that point any failure removes every process, mount and directory that was made: processes die
-//! with this one (PTRACE_O_EXITKILL), namespaces and mounts with the last descriptor of them.
+//! with this one (PTRACE_O_EXITKILL), namespaces and mounts with the last descriptor of them, and [`sweep`]
+//! takes away the rest.
 
 mod birth;
 pub mod bundle;
 mod cpu;
 mod read;
 mod root;
+pub mod sweep;
 
 use crate::error::{Context, Error, Exit, Result};
 use crate::fault;
@@ -47,7 +49,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The image's bulk data, for the rooms that name it by member.
 struct Members<'a>(&'a Reader);
@@ -99,6 +101,14 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
     fault::point("planned")?;
     watcher.notify(Stage::PreRestore, &Facts::default())?;
     raise_descriptor_limit();
+    let guard = match request.place() {
+        Place::Bundle { directory, .. } => {
+            let groups =
+                cgroup::tree::missing(&records.cgroups, rename(request, &image, &records))?;
+            Some(sweep::guard(directory, &groups)?)
+        }
+        Place::Root(_) | Place::Host => None,
+    };
     let prepared = root::Prepared::new(request.place(), &image, &records)?;
     let mut work = Work {
         request,
@@ -113,8 +123,16 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
         processes: records.processes.len(),
         ..RestoreReport::default()
     };
-    let (host_pid, init) = work.build(&mut report)?;
-    prepared.keep();
+    let built = work.build(&mut report);
+    if built.is_ok() {
+        prepared.keep();
+    } else {
+        drop(prepared);
+    }
+    if let Some(guard) = guard {
+        guard.end()?;
+    }
+    let (host_pid, init) = built?;
     report.restoring = begun.elapsed();
     Ok(Restored {
         host_pid,
@@ -122,6 +140,24 @@ pub fn run(request: &Restore, watcher: &mut dyn Watcher) -> Result<Restored> {
         id,
         report,
     })
+}
+
+/// What the container's groups are called after, and what they are to be called after.
+fn rename<'a>(
+    request: &'a Restore,
+    image: &'a Reader,
+    records: &'a Records,
+) -> Option<(&'a str, &'a str)> {
+    let mut old = image.header().container.id.as_str();
+    if old.is_empty() {
+        // Taken by the number of its first process: its groups are still called after something.
+        old = records
+            .cgroups
+            .first()
+            .and_then(|record| record.path.rsplit('/').next())
+            .unwrap_or_default();
+    }
+    request.options().id.as_deref().map(|new| (old, new))
 }
 
 fn members(records: &Records) -> Vec<crate::image::tree::Member> {
@@ -287,17 +323,8 @@ impl Work<'_, '_> {
         if !matches!(self.request.place(), Place::Bundle { .. }) {
             return self.managed_cgroups();
         }
-        let records = &self.records.cgroups;
-        let mut old = self.image.header().container.id.as_str();
-        if old.is_empty() {
-            // Taken by the number of its first process: its groups are still called after something.
-            old = records
-                .first()
-                .and_then(|record| record.path.rsplit('/').next())
-                .unwrap_or_default();
-        }
-        let rename = self.request.options().id.as_deref().map(|new| (old, new));
-        cgroup::tree::rebuild(records, rename)
+        let rename = rename(self.request, self.image, self.records);
+        cgroup::tree::rebuild(&self.records.cgroups, rename)
     }
 
     /// The control groups as a caller wants them who makes some of them itself.
@@ -907,5 +934,21 @@ fn kill_all(host_pid: i32) {
     if let Ok(fd) = pidfd::open(host_pid) {
         let _ = pidfd::send_signal(fd.as_fd(), libc::SIGKILL);
     }
-    while let Ok(Some(_)) = crate::sys::ptrace::wait(-1, true) {}
+    reap(&[host_pid]);
+}
+
+/// Reaps whom this thread traces or has made until these, which were killed, are gone. There are others
+/// that stay: the guard is a child as well.
+fn reap(killed: &[i32]) {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
+    let is_gone = |host_pid: &i32| !Process::new(*host_pid).exists();
+    loop {
+        match crate::sys::ptrace::wait(-1, false) {
+            Ok(Some(_)) => {}
+            Ok(None) if killed.iter().all(is_gone) || Instant::now() > deadline => return,
+            Ok(None) => std::thread::sleep(Duration::from_micros(100)),
+            Err(_) => return,
+        }
+    }
 }

@@ -12,7 +12,6 @@ use crate::resource::memory::fill::Pages;
 use crate::resource::namespaces::ipc;
 use crate::resource::tree::Step;
 use crate::resource::{attributes, limits, scheduling, seccomp, signals, threads, timers};
-use crate::sys::ptrace::{self, Event};
 use crate::tracee::bare::{Bare, Feed};
 use crate::tracee::batch::{Batch, RemoteFd};
 use crate::tracee::calls;
@@ -474,15 +473,12 @@ impl<'a> Nursery<'a> {
     /// Kills all that were made. Their namespace's first process takes everybody along.
     pub fn abandon(&mut self) {
         let bare = self.bare.values().map(|bare| bare.host_pid);
-        for host_pid in bare.chain(self.stopped.values().copied()) {
-            let _ = send(host_pid, libc::SIGKILL);
+        let all: Vec<i32> = bare.chain(self.stopped.values().copied()).collect();
+        for host_pid in &all {
+            let _ = send(*host_pid, libc::SIGKILL);
         }
         self.bare.clear();
-        while let Ok(Some((_, event))) = ptrace::wait(-1, true) {
-            if let Event::Signal(_) | Event::Stop { .. } | Event::Other(_) = event {
-                continue;
-            }
-        }
+        super::reap(&all);
     }
 }
 

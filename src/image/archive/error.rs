@@ -12,6 +12,19 @@ pub fn not_an_image(reason: impl Into<String>) -> Error {
     )
 }
 
+/// `E-IMAGE-MISSING`: there is no file of that name. Other failures to open it stay what they are.
+pub fn cannot_open(error: std::io::Error) -> Error {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return error.into();
+    }
+    Error::coded(
+        "E-IMAGE-MISSING",
+        Exit::NotFound,
+        "there is no such file",
+        "give the image that ocimig checkpoint wrote",
+    )
+}
+
 /// `E-IMAGE-NEWER`: written in a format that this engine does not know yet.
 pub fn newer(format: u32, engine: &str) -> Error {
     Error::coded(

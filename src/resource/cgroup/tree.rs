@@ -129,6 +129,34 @@ pub fn rebuild(records: &[Cgroup], rename: Option<(&str, &str)>) -> Result<Made>
     )
 }
 
+/// What [`rebuild`] would have to make, parents first.
+pub fn missing(records: &[Cgroup], rename: Option<(&str, &str)>) -> Result<Vec<PathBuf>> {
+    let hierarchies = Hierarchies::of_this_host()?;
+    let mut missing: Vec<PathBuf> = Vec::new();
+    for record in records {
+        let hierarchy = hierarchies
+            .0
+            .iter()
+            .find(|one| one.name() == record.hierarchy);
+        let path = renamed(&record.path, rename);
+        let Some(top) = hierarchy.and_then(|hierarchy| hierarchy.directory(&path)) else {
+            continue;
+        };
+        for group in &record.groups {
+            let directory = top.join(&group.path);
+            let absent = directory.ancestors().take_while(|above| !above.exists());
+            let mut absent: Vec<PathBuf> = absent.map(Path::to_owned).collect();
+            absent.reverse();
+            for path in absent {
+                if !missing.contains(&path) {
+                    missing.push(path);
+                }
+            }
+        }
+    }
+    Ok(missing)
+}
+
 /// Makes the subtrees again, each where `top` says (from the root of its hierarchy).
 pub fn rebuild_at(
     records: &[Cgroup],
