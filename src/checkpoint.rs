@@ -450,6 +450,9 @@ fn write_image(
         Output::Stream(fd) => ArchiveOutput::Stream(fd.try_clone()?),
     };
     let mut writer = Writer::create(output, &header)?;
+    if !request.options().sync {
+        writer = writer.without_sync();
+    }
     let mut refusals = Refusals::new();
     write::records(&mut writer, collected, config)?;
     write::contents(&mut writer, collected, &mut refusals)?;

@@ -46,6 +46,9 @@ pub fn run(
         Output::Stream(fd) => ArchiveOutput::Stream(fd.try_clone()?),
     };
     let mut writer = Writer::create(output, &header)?;
+    if !request.options().sync {
+        writer = writer.without_sync();
+    }
     let (done, places) = read(&host_pids, &mut writer, &mut increment, watcher)?;
     let read = begun.elapsed();
     let report = CheckpointReport {

@@ -343,6 +343,7 @@ fn help() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::header::Compression;
     use crate::request::CgroupMode;
     use std::path::PathBuf;
 
@@ -384,6 +385,8 @@ mod tests {
         assert_eq!(settings.work_dir, Some(PathBuf::from("/work")));
         assert_eq!(settings.log_level, 4);
         assert_eq!(rest, ["sh", "-c", "exit"]);
+        let (_, settings, _) = parse("dump -t 1 --compress none").unwrap();
+        assert_eq!(settings.compression, Compression::None);
         let (_, settings, _) =
             parse("check --no-default-config -verbosity=0 --feature uffd").unwrap();
         assert_eq!(settings.log_level, 0);
@@ -400,6 +403,7 @@ mod tests {
             "dump -t abc",
             "dump --leave-running=1",
             "dump --manage-cgroups=some",
+            "dump --compress=soul",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -4,6 +4,7 @@
 //! refuses by name what the engine cannot do.
 
 use crate::error::{Context, Error, Exit, Result};
+use crate::image::header::Compression;
 use crate::request::{CgroupMode, CgroupRoot, JoinNamespace};
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ pub struct Settings {
     pub cgroup_roots: Vec<CgroupRoot>,
     pub cgroup_yard: Option<PathBuf>,
     pub close: Vec<i32>,
+    pub compression: Compression,
     pub config: Option<PathBuf>,
     pub cpu_cap: Option<String>,
     pub detached: bool,
@@ -120,6 +122,7 @@ impl Default for Settings {
             cgroup_roots: Vec::new(),
             cgroup_yard: None,
             close: Vec::new(),
+            compression: Compression::default(),
             config: None,
             cpu_cap: None,
             detached: false,
@@ -472,6 +475,14 @@ pub static OPTIONS: &[Definition] = &[
         done!(s.cgroup_yard = Some(v.into()))
     }),
     value("close", None, |s, v| done!(s.close.push(number(v)?))),
+    // Of our own: how the image is compressed.
+    value("compress", None, |s, v| {
+        done!(
+            s.compression = v
+                .parse()
+                .map_err(|why: String| wrong(why, "give one of zstd, lz4, gzip, none"))?
+        )
+    }),
     value("config", None, |s, v| done!(s.config = Some(v.into()))),
     maybe("cpu-cap", None, |s, v| {
         done!(s.cpu_cap = Some(v.unwrap_or("all").into()))

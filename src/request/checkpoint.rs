@@ -103,6 +103,8 @@ pub struct CheckpointOptions {
     pub after: After,
     /// How the image is compressed.
     pub compression: Compression,
+    /// Have the disk store the image before anything is ended.
+    pub sync: bool,
     /// See [`Rootfs`].
     pub rootfs: Rootfs,
     /// See [`Parent`].
@@ -158,6 +160,7 @@ impl Default for CheckpointOptions {
             extent: Extent::default(),
             after: After::default(),
             compression: Compression::default(),
+            sync: true,
             rootfs: Rootfs::default(),
             parent: None,
             track_memory: false,

@@ -105,11 +105,14 @@ impl Target {
         }
     }
 
-    /// Has the kernel store the content, then gives the file its name and has that stored too.
-    pub fn place(mut self, file: &File) -> Result<()> {
-        let done = file
-            .sync_all()
-            .map_err(write_error)
+    /// With `sync` has the disk store the content, then gives the file its name and has that stored
+    /// too.
+    pub fn place(mut self, file: &File, sync: bool) -> Result<()> {
+        let stored = match sync {
+            true => file.sync_all().map_err(write_error),
+            false => Ok(()),
+        };
+        let done = stored
             .doing(|| format!("storing {}", self.path.display()))
             .and_then(|()| {
                 self.name(file)
@@ -118,6 +121,9 @@ impl Target {
         if done.is_err() {
             self.remove();
             return done;
+        }
+        if !sync {
+            return Ok(());
         }
         let directory = parent(&self.path);
         File::open(directory)
@@ -288,13 +294,13 @@ mod tests {
             file.write_all(b"new").unwrap();
             assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
             let _ = std::fs::remove_file(&path);
-            target.place(&file).unwrap();
+            target.place(&file, true).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), b"new");
         }
         assert_eq!(names(directory.path()), ["image.tar"]);
         for (file, target) in ways(&path, true) {
             std::fs::write(&path, b"old").unwrap();
-            target.place(&file).unwrap();
+            target.place(&file, true).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), b"");
         }
         assert_eq!(names(directory.path()), ["image.tar"]);
@@ -306,7 +312,10 @@ mod tests {
         let path = directory.path().join("image.tar");
         for (file, target) in ways(&path, false) {
             std::fs::write(&path, b"old").unwrap();
-            assert_eq!(target.place(&file).unwrap_err().code(), "E-OUTPUT-EXISTS");
+            assert_eq!(
+                target.place(&file, true).unwrap_err().code(),
+                "E-OUTPUT-EXISTS"
+            );
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(names(directory.path()), ["image.tar"]);
@@ -321,7 +330,7 @@ mod tests {
         std::fs::write(&real, b"old").unwrap();
         std::os::unix::fs::symlink("real", &link).unwrap();
         let (file, target) = Output::File(link.clone()).open().unwrap();
-        target.unwrap().place(&file).unwrap();
+        target.unwrap().place(&file, true).unwrap();
         assert!(link.is_symlink());
         assert_eq!(std::fs::read(&real).unwrap(), b"");
         let fifo = directory.path().join("fifo");

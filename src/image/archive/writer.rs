@@ -78,6 +78,7 @@ pub struct Writer {
     waiting: VecDeque<Waiting>,
     most_waiting: usize,
     spare: Vec<Vec<u8>>,
+    sync: bool,
 }
 
 impl Writer {
@@ -106,9 +107,16 @@ impl Writer {
             waiting: VecDeque::new(),
             most_waiting: 2 * workers + 2,
             spare: Vec::new(),
+            sync: true,
         };
         writer.record(name::HEADER, header)?;
         Ok(writer)
+    }
+
+    /// Leaves it to the kernel when the disk has the image: it is complete as long as the host runs.
+    pub fn without_sync(mut self) -> Self {
+        self.sync = false;
+        self
     }
 
     /// Writes a record as JSON.
@@ -291,7 +299,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the manifest, has the kernel store everything, and gives the file its name.
+    /// Writes the manifest, has the disk store everything, and gives the file its name.
     pub fn finish(mut self) -> Result<Written> {
         self.flush_pieces()?;
         self.jobs = None;
@@ -318,8 +326,9 @@ impl Writer {
             members: self.manifest.members.len() + 1,
         };
         match self.target.take() {
-            None => sync(&file)?,
-            Some(target) => target.place(&file)?,
+            None if self.sync => sync(&file)?,
+            None => {}
+            Some(target) => target.place(&file, self.sync)?,
         }
         Ok(written)
     }
