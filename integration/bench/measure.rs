@@ -231,7 +231,8 @@ fn varint(at: &mut &[u8]) -> Result<u64> {
 fn size(directory: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(directory)? {
-        sum += entry?.metadata()?.len();
+        // What it takes on the disk: a hole that only states a size takes nothing.
+        sum += std::os::unix::fs::MetadataExt::blocks(&entry?.metadata()?) * 512;
     }
     Ok(sum)
 }

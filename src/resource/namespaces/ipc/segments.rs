@@ -136,7 +136,7 @@ fn read(
 }
 
 /// Whether there are huge pages on this host at all.
-fn may_be_huge() -> bool {
+pub(super) fn may_be_huge() -> bool {
     let none = |path: PathBuf| {
         let count = fs::read_to_string(path).unwrap_or_default();
         count.trim().is_empty() || count.trim() == "0"

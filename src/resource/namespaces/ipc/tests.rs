@@ -114,9 +114,9 @@ fn segments_come_back_with_number_key_owner_and_content() {
     assert!(first.tail.as_ref().unwrap().0.starts_with(b"beyond"));
     assert_eq!(record.segments[1], segment_of((9 << 15) + 5, -5, 100));
     inside(&[fd.as_fd()], || {
-        // One that was never used was not attached in passing.
+        // One that was never used was not attached in passing, unless it might have been of huge pages.
         let rows = list("shm")?;
-        assert_eq!(number(&rows[1], "atime"), 0);
+        assert!(number(&rows[1], "atime") == 0 || segments::may_be_huge());
         Ok(())
     })
     .unwrap();
