@@ -8,7 +8,7 @@
 
 use crate::error::{Context, Error, Exit, Refusals, Result};
 use crate::image::process::Sleep;
-use crate::proc::read::{Process, processes};
+use crate::proc::read::{Process, children, processes};
 use crate::proc::small;
 use crate::proc::status::{State, Status};
 use crate::resource::cgroup::freezer::Freezer;
@@ -104,16 +104,15 @@ impl Scope {
 
 /// A process and its descendants, parents first.
 fn descend(top: i32) -> Result<Vec<i32>> {
+    let mut children = children()?;
+    if !Process::new(top).exists() {
+        return Err(gone(top));
+    }
     let mut found = vec![top];
     let mut at = 0;
-    while let Some(host_pid) = found.get(at).copied() {
+    while let Some(host_pid) = found.get(at) {
+        found.extend(children.remove(host_pid).unwrap_or_default());
         at += 1;
-        match Process::new(host_pid).children() {
-            Ok(children) => found.extend(children),
-            // It has ended meanwhile; what it had is somebody else's now.
-            Err(error) if at > 1 && !Process::new(host_pid).exists() => drop(error),
-            Err(error) => return Err(error),
-        }
     }
     let own = std::process::id().cast_signed();
     if found.contains(&own) {

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::error::{Cause, Context, Error, Result};
 use nix::errno::Errno;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -208,19 +209,9 @@ impl Process {
         self.parsed("oom_score_adj", small::parse_number)
     }
 
-    /// Its living and dead (unreaped) children, as this host numbers them, ascending. Goes through
-    /// all of /proc: kernels without CONFIG_PROC_CHILDREN have no `children` files.
+    /// Its living and dead (unreaped) children, as this host numbers them, ascending.
     pub fn children(&self) -> Result<Vec<i32>> {
-        let mut children = Vec::new();
-        for pid in processes()? {
-            match Process::new(pid).stat() {
-                Ok(stat) if stat.ppid == self.host_pid => children.push(pid),
-                Ok(_) => {}
-                Err(error) if matches!(error.cause(), Cause::Gone { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(children)
+        Ok(children()?.remove(&self.host_pid).unwrap_or_default())
     }
 
     /// Reads `/proc/PID/NAME` and parses it.
@@ -255,6 +246,20 @@ pub fn timer_list() -> Result<timer_list::TimerList> {
     let path = "/proc/timer_list";
     let bytes = std::fs::read(path).doing(|| format!("reading {path}"))?;
     Ok(timer_list::parse(bytes))
+}
+
+/// The living and dead (unreaped) children of all processes, ascending. Goes through all of /proc once:
+/// kernels without CONFIG_PROC_CHILDREN have no `children` files.
+pub fn children() -> Result<HashMap<i32, Vec<i32>>> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in processes()? {
+        match Process::new(pid).stat() {
+            Ok(stat) => children.entry(stat.ppid).or_default().push(pid),
+            Err(error) if matches!(error.cause(), Cause::Gone { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(children)
 }
 
 /// All processes of this host (thread groups, as the mounted /proc numbers them), ascending.
