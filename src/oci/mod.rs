@@ -1,9 +1,7 @@
 //! OCI bundles, the state directories of runtimes, root file systems as layers.
 
-pub mod bundle;
 pub mod hook;
 pub mod register;
-pub mod rootfs;
 pub mod runtime;
 pub mod runtime_front;
 mod watch;

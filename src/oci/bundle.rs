@@ -1,1 +1,0 @@
-//! Bundles: `config.json` as it ran and the directory around it.

@@ -1,1 +1,0 @@
-//! Root file systems as OCI layers: what the upper layer changed, or everything.
