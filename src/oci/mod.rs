@@ -1,4 +1,4 @@
-//! OCI bundles, the state directories of runtimes, root file systems as layers.
+//! What runtimes know of containers, and what they run: their state, `ocimig-runtime`, hooks.
 
 pub mod hook;
 pub mod register;
