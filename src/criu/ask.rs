@@ -48,8 +48,6 @@ pub fn checkpoint(
         extent,
         after,
         compression: settings.compression,
-        // What callers of criu are promised is a complete image, and not that a disk has it by then.
-        sync: false,
         rootfs: Rootfs::None,
         parent,
         track_memory: settings.track_mem || extent == Extent::MemoryOnly,
